@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llava_remap.authoring.in_file_tests import Known
 from llava_remap.checkpoint import (
     Checkpoint,
     Tensor,
@@ -17,7 +18,7 @@ from llava_remap.checkpoint import (
     read_weight_map,
 )
 from llava_remap.core.problem import refuse
-from llava_remap.rewrite import Known, Program, Rewrite, compile_rules
+from llava_remap.rewrite import Program, Rewrite, compile_rules
 from llava_remap.rulefile import RuleFile
 from llava_remap.source.sources import name_sources, open_source, short_name
 

@@ -9,10 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llava_remap.authoring.in_file_tests import (
+    Known,
+    Status,
+    TestResult,
+    new_test,
+    run_tests,
+    untested,
+)
 from llava_remap.authoring.name_set import read_names
 from llava_remap.authoring.snapshot import SnapshotResult, run_snapshots
 from llava_remap.core.problem import RemapError, refuse
-from llava_remap.rewrite import Known, Status, TestResult, new_test, run_tests, untested
 from llava_remap.rulefile import NameTest, RuleFile, load_rule_file
 from llava_remap.rulefile.yaml_write import with_tests
 
@@ -35,7 +42,7 @@ class Untested:
         return "missing" if self.test is None else "written"
 
     def to_json(self) -> dict[str, Any]:
-        name = self.test.from_ if self.test is not None else None
+        name = ", ".join(self.test.old_names) if self.test is not None else None
         return {"rule": self.rule, "status": self.status, "name": name, "why": self.why}
 
 

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from llava_remap.authoring.in_file_tests import UNMAPPED, Status
 from llava_remap.authoring.name_set import NameSet
 from llava_remap.core.problem import refuse
-from llava_remap.rewrite import UNMAPPED, Status, compile_rules, contradictions
+from llava_remap.rewrite import compile_rules, contradictions
 from llava_remap.rulefile import RuleFile
 
 FORMAT, FORMAT_VERSION = "llava-remap/snapshot", 1

@@ -16,8 +16,8 @@ from llava_remap.report.terminal import DETAIL, write
 
 if TYPE_CHECKING:  # to list rule files, neither their tests nor their engine is needed
     from llava_remap.authoring.explain import ExplainedName, ExplainedNames
+    from llava_remap.authoring.in_file_tests import Status
     from llava_remap.authoring.rule_tests import Tested
-    from llava_remap.rewrite import Status
     from llava_remap.rulefile import Listed
 
 _STYLES: dict[Status, str] = {
@@ -82,7 +82,7 @@ def _tests(tested: Tested) -> Iterator[str | Text]:
         why = f": {rule.why}" if rule.why else "; --update writes one"
         what = f"no test in the file reaches it{why}"
         if rule.test is not None:
-            what = f"a test of {rule.test.from_}"
+            what = f"a test of {', '.join(rule.test.old_names)}"
         yield _status(rule.status, f"{tested.rules}: {rule.rule}: {what}")
     for snapshot in tested.snapshots:
         if snapshot.status != "passed":

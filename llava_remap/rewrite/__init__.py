@@ -12,19 +12,8 @@ from llava_remap.rewrite.program import (
     compile_rules,
     contradictions,
 )
-from llava_remap.rewrite.testing import (
-    UNMAPPED,
-    Known,
-    Status,
-    TestResult,
-    new_test,
-    outcome,
-    run_tests,
-    untested,
-)
 
 __all__ = [
-    "UNMAPPED", "CompiledOperation", "CompiledRule", "Known", "Operated", "Program", "Rewrite",
-    "Status", "Step", "TestResult", "compile_all", "compile_rules", "contradictions", "new_test",
-    "outcome", "run_tests", "untested",
+    "CompiledOperation", "CompiledRule", "Operated", "Program", "Rewrite", "Step", "compile_all",
+    "compile_rules", "contradictions",
 ]  # fmt: skip

@@ -9,6 +9,7 @@ from llava_remap.routing.route import (
     SourceName,
     is_one_tensor,
     main_names,
+    operations_on,
     route,
 )
 
@@ -21,5 +22,6 @@ __all__ = [
     "draft_command",
     "is_one_tensor",
     "main_names",
+    "operations_on",
     "route",
 ]

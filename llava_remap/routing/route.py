@@ -224,11 +224,11 @@ def route(rules: RuleFile, program: Program, checkpoints: Mapping[str, Checkpoin
             for pair in checkpoints[name].pairs
         ),
         replaced=tuple(replaced),
-        operations=_operations(taken),
+        operations=operations_on(taken),
     )
 
 
-def _operations(taken: Sequence[Routed]) -> tuple[Applied, ...]:
+def operations_on(taken: Sequence[Routed]) -> tuple[Applied, ...]:
     """The operations on these tensors: one for each operation and values of fields."""
     groups: dict[object, list[Routed]] = defaultdict(list)
     for routed in taken:

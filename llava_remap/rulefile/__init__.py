@@ -20,6 +20,7 @@ from llava_remap.rulefile.schema import (
     Given,
     NamedDefault,
     NameTest,
+    Numbers,
     PixelProcessor,
     Processor,
     Requirement,
@@ -31,9 +32,10 @@ from llava_remap.rulefile.template import PatternError, Template, reversed_templ
 
 __all__ = [
     "AS_STORED", "REST", "Condition", "ConfigValue", "Drop", "End", "Given", "Join", "Listed",
-    "NameTest", "NamedDefault", "Operation", "PatternError", "PixelProcessor", "Processor",
-    "Regex", "Rename", "Requirement", "Rule", "RuleFile", "RuleKind", "RunawayError", "Seen",
-    "Size", "Source", "Substitute", "Taken", "Template", "TimeSpent", "Token", "Unwrap", "Wrapper",
-    "load_rule_file", "reversed_template", "shipped_chat_parts", "shipped_class_part",
+    "NameTest", "NamedDefault", "Numbers", "Operation", "PatternError", "PixelProcessor",
+    "Processor", "Regex", "Rename", "Requirement", "Rule", "RuleFile", "RuleKind",
+    "RunawayError", "Seen", "Size", "Source", "Substitute", "Taken", "Template", "TimeSpent",
+    "Token", "Unwrap", "Wrapper", "load_rule_file", "reversed_template", "shipped_chat_parts",
+    "shipped_class_part",
     "shipped_folder", "shipped_layouts", "shipped_list", "shipped_rule_files",
 ]  # fmt: skip

@@ -21,9 +21,10 @@ from safetensors.torch import load_file, save_file
 
 from llava_remap.authoring.draft import draft_rules
 from llava_remap.authoring.draft_target import language_model
+from llava_remap.authoring.in_file_tests import run_tests
 from llava_remap.core.problem import RemapError
 from llava_remap.report.inferred import ask_on_terminal
-from llava_remap.rewrite import compile_rules, run_tests
+from llava_remap.rewrite import compile_rules
 from llava_remap.rewrite.infer import Group, Question
 from llava_remap.rulefile import load_rule_file
 from tests.conftest import CLIP, DATA, MANIFESTS, TINY, Changed, Run, Tensors

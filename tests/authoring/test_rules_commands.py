@@ -10,7 +10,7 @@ from typing import get_args
 
 import pytest
 
-from llava_remap.rewrite import Status
+from llava_remap.authoring.in_file_tests import Status
 from llava_remap.rulefile import load_rule_file, shipped_list, shipped_rule_files
 from tests.conftest import MANIFESTS, RELEASED, TINY, Ran, Run
 from tests.end_to_end.test_expected import CASES, expected
@@ -145,9 +145,9 @@ def test_update_takes_real_names_of_a_source(run: Run) -> None:
     )
     tests = load_rule_file(rules).text.tests
     names = json.loads(RELEASED_7B.read_text())["tensors"]
-    assert tests[0].from_ in names
-    assert tests[1].from_.startswith(
-        "model.vision_tower.vision_tower.vision_model."
+    assert tests[0].old_names[0] in names
+    assert (
+        tests[1].old_names[0].startswith("model.vision_tower.vision_tower.vision_model.")
     )  # as its prefix makes it
 
 

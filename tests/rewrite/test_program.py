@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llava_remap.authoring.in_file_tests import run_tests
 from llava_remap.core.problem import RemapError
-from llava_remap.rewrite import Program, Rewrite, Step, compile_rules, run_tests
+from llava_remap.rewrite import Program, Rewrite, Step, compile_rules
 from llava_remap.rulefile import Regex, Template, load_rule_file, pattern
 from tests.conftest import run_away
 

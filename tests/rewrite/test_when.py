@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from llava_remap.rewrite import compile_all, compile_rules, run_tests
+from llava_remap.authoring.in_file_tests import run_tests
+from llava_remap.rewrite import compile_all, compile_rules
 from tests.conftest import MANIFESTS, Run
 
 from .conftest import Load

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from llava_remap.rewrite import compile_rules, run_tests
+from llava_remap.authoring.in_file_tests import run_tests
+from llava_remap.rewrite import compile_rules
 from llava_remap.rulefile import load_rule_file, shipped_folder, shipped_rule_files
 
 from .written import put, refused

@@ -7,10 +7,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 
+from llava_remap.authoring.in_file_tests import outcome, run_tests
 from llava_remap.authoring.lint.rule_checks import loose, lost_fields
 from llava_remap.authoring.lint.trial import Finding, Trial
 from llava_remap.core.problem import Problem
-from llava_remap.rewrite import CompiledRule, Rewrite, outcome, run_tests
+from llava_remap.rewrite import CompiledRule, Rewrite
 from llava_remap.rulefile import Drop, Regex, Substitute
 
 _NARROW = "Let it take only names that aren't renamed yet"

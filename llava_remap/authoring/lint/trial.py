@@ -7,8 +7,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from llava_remap.authoring.in_file_tests import Known
 from llava_remap.core.problem import Mark, Problem, RemapError
-from llava_remap.rewrite import CompiledRule, Known, Program, Rewrite
+from llava_remap.rewrite import CompiledRule, Program, Rewrite
 from llava_remap.rulefile import Condition, RuleFile
 
 
@@ -163,7 +164,7 @@ class Trial:
         for label in runaways:
             program = program.without(label)
         witnesses = {rule.label: tuple(made[rule.label]) for rule in program.rules}
-        every = [test.from_ for test in file.text.tests]
+        every = [name for test in file.text.tests for name in test.old_names]
         every += (name for names in witnesses.values() for name in names)
         grounds: list[tuple[Condition | None, Ground]] = []
         for rule in program.rules:
@@ -218,7 +219,7 @@ def _witnesses(
     """The witnesses of each rule, by label, and LR206 for each rule that a test made run away."""
     made = {rule.label: dict.fromkeys(rule.kind.pattern.examples) for rule in program.rules}
     runaways: dict[str, Finding] = {}
-    for name in (test.from_ for test in file.text.tests):
+    for name in (name for test in file.text.tests for name in test.old_names):
         for rule in program.asked(name):
             try:
                 made[rule.label] |= {} if rule(name) is None else {name: None}

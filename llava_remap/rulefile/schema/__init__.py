@@ -9,7 +9,7 @@ from llava_remap.rulefile.schema.file import (
 )
 from llava_remap.rulefile.schema.operations import LISTED, SEEN, TensorRule
 from llava_remap.rulefile.schema.part import Condition, Notice, Requirement
-from llava_remap.rulefile.schema.rules import Given, NameTest, Rule
+from llava_remap.rulefile.schema.rules import Given, NameTest, Numbers, Rule
 from llava_remap.rulefile.schema.target import (
     ORIGINS,
     ConfigValue,
@@ -21,6 +21,6 @@ from llava_remap.rulefile.schema.target import (
 
 __all__ = [
     "LISTED", "NAMED", "ORIGINS", "SCHEMA_VERSIONS", "SEEN", "Condition", "ConfigValue", "Given",
-    "NameTest", "NamedDefault", "Notice", "PixelProcessor", "Processor", "Requirement", "Rule",
-    "RuleText", "Source", "Target", "TensorRule", "Token",
+    "NameTest", "NamedDefault", "Notice", "Numbers", "PixelProcessor", "Processor", "Requirement",
+    "Rule", "RuleText", "Source", "Target", "TensorRule", "Token",
 ]  # fmt: skip

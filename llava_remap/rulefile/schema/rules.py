@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import (
+    Discriminator,
+    Field,
+    PrivateAttr,
+    Tag,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from llava_remap.rulefile.kinds import Drop, Rename, RuleKind, Substitute, Unwrap
 from llava_remap.rulefile.pattern import Regex, Wrapper
+from llava_remap.rulefile.schema.operations import LISTED
 from llava_remap.rulefile.schema.part import (
     Condition,
     Id,
@@ -141,27 +150,171 @@ class Rule(Part):
 
 
 class Given(Part):
-    """What else is true of the checkpoint that a test is about, for rules with a `when`."""
+    """What else is true of the checkpoint that a test is about, for rules with a `when`, and of
+    the target, for sizes.
+    """
 
     names: tuple[str, ...] = Field((), description="further names that it has")
     config: dict[str, Any] = Field({}, description="what its config says")
+    target: dict[str, int] = Field(
+        {},
+        description="what the target's config says, for the sizes of `let`: its key "
+        "(text_config.num_attention_heads), and a number",
+    )
+
+
+Name = Annotated[str, Field(min_length=1)]
+Names = Annotated[
+    Annotated[Name, Tag("str")] | Annotated[tuple[Name, ...], Field(min_length=2), Tag(LISTED)],
+    Discriminator(
+        lambda value: (
+            LISTED
+            if isinstance(value, (list, tuple))
+            else ("str" if isinstance(value, str) else None)
+        ),
+        custom_error_type="form",
+        custom_error_message="`from` and `to` of a test have a name, or a list of names",
+    ),
+]
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """A small tensor of a test: its elements in row-major order."""
+
+    shape: Shape
+    elements: tuple[float, ...]
+
+    @classmethod
+    def of(cls, nested: Any) -> Numbers:
+        """A tensor from lists in lists.
+
+        Raises:
+            ValueError: for anything else.
+        """
+        if type(nested) in (int, float):
+            return cls((), (nested,))
+        if not isinstance(nested, (list, tuple)) or not nested:
+            raise ValueError("numbers stand in lists, one inside the other")
+        rows = [cls.of(entry) for entry in nested]
+        if any(row.shape != rows[0].shape for row in rows):
+            raise ValueError("lists of numbers beside each other are equally long")
+        return cls((len(rows), *rows[0].shape), tuple(e for row in rows for e in row.elements))
+
+    def nested(self) -> Any:
+        """The inverse of `of`."""
+        elements: list[Any] = list(self.elements)
+        for size in reversed(self.shape):
+            elements = [elements[at : at + size] for at in range(0, len(elements), size)]
+        return elements[0]
+
+
+#: `NameTest` reads them: it knows how many names there are.
+Nested = Annotated[
+    Any, WithJsonSchema({"type": "array", "items": {"type": ["number", "array"]}, "minItems": 1})
+]
+
+
+class Sides(Part):
+    """Shapes or numbers of the tensors that a test names: of one name a list, of several names a
+    list of lists, in the same order.
+    """
+
+    from_: Nested = Field(alias="from", description="of the names of `from`")
+    to: Nested = Field(description="of the names of `to`")
 
 
 class NameTest(Part):
-    """What must become of a name: exactly one of `to`, `dropped: true`, `unmapped: true`."""
+    """What must become of a name: exactly one of `to`, `dropped: true`, `unmapped: true`. For a
+    tensor operation, `from` and `to` have all names of its tensors, in the order of the rule; small
+    `shapes` or `values` show where the numbers go.
+    """
 
     model_config = either(("to",), ("dropped",), ("unmapped",))
 
-    from_: str = Field(alias="from", description="a name as a checkpoint has it")
-    to: str | None = Field(None, description="the name that it must become")
+    from_: Names = Field(alias="from", description="a name as a checkpoint has it, or several")
+    to: Names | None = Field(None, description="the name, or the names, that it must become")
     dropped: Literal[True] | None = Field(None, description="true: a drop must take it")
-    unmapped: Literal[True] | None = Field(None, description="true: no rule of `names` may take it")
-    given: Given = Field(
-        Given(), description="what else is true of the checkpoint, for rules with a `when`"
+    unmapped: Literal[True] | None = Field(
+        None, description="true: neither a rule of `names` nor one of `tensors` may take it"
     )
+    shapes: Sides | None = Field(
+        None, description="shapes before and after: lists of sizes, which have to add up"
+    )
+    values: Sides | None = Field(
+        None, description="small tensors before and after: lists of rows of numbers"
+    )
+    given: Given = Field(
+        Given(),
+        description="what else is true of the checkpoint and the target, for rules with a `when` "
+        "and for sizes",
+    )
+
+    _old: tuple[Numbers, ...] = PrivateAttr(())
+    _new: tuple[Numbers, ...] = PrivateAttr(())
+
+    @property
+    def old_names(self) -> tuple[str, ...]:
+        """The names of `from`."""
+        return _listed(self.from_)
+
+    @property
+    def new_names(self) -> tuple[str, ...]:
+        """The names of `to`; none where there is no `to`."""
+        return _listed(self.to or ())
+
+    @property
+    def old(self) -> tuple[Numbers, ...]:
+        """The tensors of `from`, without elements if the test has shapes alone; none without
+        shapes and values.
+        """
+        return self._old
+
+    @property
+    def new(self) -> tuple[Numbers, ...]:
+        """The tensors of `to`."""
+        return self._new
 
     @model_validator(mode="after")
     def _one_outcome(self) -> NameTest:
         given = [x for x in (self.to, self.dropped, self.unmapped) if x is not None]
-        check("outcome", (len(given) != 1, "give exactly one of to, dropped: true, unmapped: true"))
+        sized = self.shapes or self.values
+        check(
+            "outcome",
+            (len(given) != 1, "give exactly one of to, dropped: true, unmapped: true"),
+            (self.to is None and len(self.old_names) > 1, "several names of `from` go with `to`"),
+            (self.to is None and sized, "`shapes` and `values` go with `to`"),
+            (self.shapes and self.values, "`values` have shapes: leave `shapes` out"),
+        )
+        if sized is not None:
+            try:
+                self._old = self._tensors("from", self.old_names, self.from_, sized.from_)
+                self._new = self._tensors("to", self.new_names, self.to, sized.to)
+            except ValueError as error:
+                check("outcome", (True, str(error)))
         return self
+
+    def _tensors(
+        self, where: str, names: tuple[str, ...], said: object, found: Any
+    ) -> tuple[Numbers, ...]:
+        """
+        Raises:
+            ValueError: there aren't as many tensors as names, or a tensor isn't one.
+        """
+        entries = (found,) if isinstance(said, str) else found
+        if not isinstance(entries, (list, tuple)) or len(entries) != len(names):
+            raise ValueError(f"`{where}` has {len(names)} names, and as many tensors are wanted")
+        tensors = tuple(map(Numbers.of, entries))
+        if self.shapes is None:
+            return tensors
+        if not all(
+            len(sizes.shape) == 1 and all(type(n) is int and n > 0 for n in sizes.elements)
+            for sizes in tensors
+        ):
+            raise ValueError(f"`{where}` of `shapes` has lists of whole numbers")
+        return tuple(Numbers(tuple(map(int, sizes.elements)), ()) for sizes in tensors)
+
+
+def _listed(names: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else names
