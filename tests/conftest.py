@@ -220,6 +220,14 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope="session")
+def _no_waiting_for_disks() -> Iterator[None]:
+    """`os.fsync` does nothing: no test sees what a failing machine leaves on its disk."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: None)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
 def _one_command() -> Iterator[None]:
     """Typer makes the command of an app anew for each run in a process; here it is made once."""
     with pytest.MonkeyPatch.context() as patch:

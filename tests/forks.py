@@ -106,7 +106,7 @@ class Running:
             if self.stdin is not None:
                 with contextlib.suppress(BrokenPipeError), self.stdin:
                     self.stdin.write(more)
-            if self.stdout is not None:
+            if self.stdout is not None and not self.stdout.closed:
                 with self.stdout:
                     out = self.stdout.read()
             with self._state:

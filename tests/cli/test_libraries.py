@@ -4,14 +4,13 @@ readers that go away.
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from llava_remap.core import limits
 from llava_remap.core.libraries import check_libraries, imported
 from llava_remap.core.problem import RemapError
 from tests.conftest import CLIP, RELEASED, Run, beside_progress
+from tests.forks import MAIN, of_commands
 
 COMMAND = Path(sys.executable).with_name("llava-remap")
 JOB = (
@@ -46,58 +46,26 @@ def ran(
     )  # fmt: skip
 
 
-#: Answers each line of standard input, a request in JSON, by running the command in a fork of this
-#: process: what commands import at their start is there, and of the libraries that models are asked
-#: with none is.
-FORKS = """
-import json, os, sys
-import llava_remap.cli.commands, llava_remap.jobs.inspection, llava_remap.report, rich.progress
-asked = {"torch", "transformers", "tokenizers", "sentencepiece", "PIL", "jinja2"}
-assert not asked & {*sys.modules}
-for line in sys.stdin:
-    request = json.loads(line)
-    if child := os.fork():
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-        continue
-    os.chdir(request["folder"])
-    for stream in (0, 1, 2):
-        os.dup2(os.open(("in", "out.txt", "err.txt")[stream], os.O_RDWR | os.O_CREAT), stream)
-    os.environ |= request["environment"]
-    sys.path.insert(0, request["before"])
-    sys.argv = ["llava-remap", *request["arguments"]]
-    llava_remap.cli.main()
-    break
+#: Run `JOB` where the modules of a folder, the first argument, come before all others. Of the
+#: libraries that models are asked with none is there yet.
+BEFORE_OTHERS = f"""
+import sys
+sys.path.insert(0, sys.argv.pop(1))
+asked = {{"torch", "transformers", "tokenizers", "sentencepiece", "PIL", "jinja2"}}
+assert not asked & {{*sys.modules}}
+{MAIN}
 """
-Forks = Callable[[Path], tuple[int, str]]
 
 
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    """Runs `JOB` where the modules of a folder come before all others, with a cache that is empty;
-    gives the exit code and what was printed. The command's own modules are imported once for all.
-    """
-    environment = {**os.environ, "PYDANTIC_DISABLE_PLUGINS": "__all__"}
-    with subprocess.Popen(
-        [sys.executable, "-c", FORKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        env=environment
-    ) as process:  # fmt: skip
-        read, write = process.stdout, process.stdin
-        assert read
-        assert write
-
-        def forked(broken: Path) -> tuple[int, str]:
-            request = {
-                "folder": os.getcwd(),  # noqa: PTH109
-                "environment": {"LLAVA_REMAP_CACHE": str(Path("cache").resolve())},
-                "before": str(broken),
-                "arguments": JOB,
-            }
-            print(json.dumps(request), file=write, flush=True)
-            code = int(read.readline())
-            return code, Path("err.txt").read_text()
-
-        yield forked
-        write.close()
+def forked(broken: Path) -> tuple[int, str]:
+    """The exit code of `JOB` with an empty cache, and what it prints on standard error."""
+    environment = {
+        **os.environ,
+        "LLAVA_REMAP_CACHE": str(Path("cache").resolve()),
+        "PYDANTIC_DISABLE_PLUGINS": "__all__",
+    }
+    ended = of_commands().run(BEFORE_OTHERS, broken, *JOB, environment=environment)
+    return ended.code, ended.said
 
 
 @pytest.fixture
@@ -178,10 +146,10 @@ def test_a_library_that_can_not_be_imported_at_the_start(
     ],
 )
 def test_a_library_that_can_not_be_imported_when_it_is_asked(
-    module: str, text: str, package: str, broken: Path, forks: Forks
+    module: str, text: str, package: str, broken: Path
 ) -> None:
     (broken / f"{module}.py").write_text(text)
-    code, said = forks(broken)
+    code, said = forked(broken)
     assert code == 5, said
     assert_told(said, text, package)
 
@@ -253,17 +221,15 @@ def test_verify_does_not_blame_the_folder_for_a_library(tmp_path: Path, run: Run
     assert run(*JOB).code == 0
     (tmp_path / "broken" / "torch").mkdir(parents=True)
     (tmp_path / "broken" / "torch" / "__init__.py").write_text("raise OSError('libtorch_cpu.so')")
-    found = ran(
-        "verify",
-        "out",
-        PYTHONPATH=str(tmp_path / "broken"),
-        LLAVA_REMAP_CACHE=str(tmp_path / "other"),
+    environment = {**os.environ, "LLAVA_REMAP_CACHE": str(tmp_path / "other")}
+    found = of_commands().run(
+        BEFORE_OTHERS, tmp_path / "broken", "verify", "out", environment=environment
     )
-    assert (found.returncode, "LR510" in found.stderr, "LR60" in found.stderr) == (
+    assert (found.code, "LR510" in found.said, "LR60" in found.said) == (
         5,
         True,
         False,
-    ), found.stderr
+    ), found.said
 
 
 @pytest.mark.parametrize(
@@ -286,13 +252,13 @@ def test_a_fault_of_our_own_in_pythons_library() -> None:
 
 
 @pytest.mark.parametrize("module", ["torch", "transformers"])
-def test_a_signal_during_an_import(module: str, broken: Path, forks: Forks) -> None:
+def test_a_signal_during_an_import(module: str, broken: Path) -> None:
     """It ends the process; the library isn't blamed."""
     (broken / f"{module}.py").write_text(
         "import os, signal, threading\n"
         "os.kill(os.getpid(), signal.SIGTERM)\nthreading.Event().wait()\n"
     )
-    code, said = forks(broken)
+    code, said = forked(broken)
     assert (code, "LR510" in said) == (143, False), said
     assert beside_progress(said).startswith("Terminated.")
 
@@ -361,8 +327,10 @@ def test_no_folder_for_temporary_files(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_width_of_nothing() -> None:
     """As some tools that run commands set it."""
-    assert "LR100" in ran("inspect", "nowhere", COLUMNS="0").stderr
-    assert "llava-v1.5" in ran("rules", "list", COLUMNS="0").stdout
+    environment = {**os.environ, "COLUMNS": "0"}
+    inspected = of_commands().run(MAIN, "inspect", "nowhere", environment=environment)
+    assert "LR100" in inspected.said
+    assert "llava-v1.5" in of_commands().run(MAIN, "rules", "list", environment=environment).printed
 
 
 @pytest.mark.parametrize("limit", [300 << 20, 600 << 20, 1000 << 20])
@@ -403,22 +371,19 @@ def test_no_room_at_all(command: tuple[str, ...], mebibytes: int) -> None:
 @pytest.mark.parametrize("more", [(), ("--format", "json"), ("--dry-run",)])
 def test_a_reader_that_goes_away(more: tuple[str, ...], tmp_path: Path) -> None:
     """The job is done: what it prints isn't the job."""
-    with subprocess.Popen(
-        [COMMAND, *JOB, *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
+    with of_commands().start(MAIN, *JOB, *more) as process:
         assert process.stdout
-        assert process.stderr
         process.stdout.close()
-        said = beside_progress(process.stderr.read().decode())
-        assert (process.wait(), said) == (0, "")
+    ended = process.ended()
+    assert (ended.code, beside_progress(ended.said)) == (0, "")
     assert Path("out/llava_remap.json").exists() == ("--dry-run" not in more)
 
 
 def test_both_readers_go_away(tmp_path: Path) -> None:
     read, write = os.pipe()
     os.close(read)
-    command: list[str | Path] = [COMMAND, "inspect", "nowhere"]
-    assert subprocess.run(command, stdout=write, stderr=write, check=False).returncode == 3
+    ran = of_commands().run(MAIN, "inspect", "nowhere", stdout=write, stderr=write)
+    assert ran.code == 3
     os.close(write)
 
 

@@ -105,7 +105,7 @@ def shared_by_copying(clones: list[range]) -> Callable[[int, int, bytes], None]:
         cached = os.open(f"/proc/self/fd/{target}", os.O_WRONLY)
         with contextlib.closing(os.fdopen(cached, "wb", buffering=0)):
             assert os.pwrite(cached, data, at) == nbytes
-            os.fsync(cached)
+            os.fdatasync(cached)
         clones.append(range(at, at + nbytes))
 
     return ioctl
