@@ -127,6 +127,8 @@ def serve() -> Iterator[Hub]:
 class _Handler(BaseHTTPRequestHandler):
     state: Hub
     protocol_version = "HTTP/1.1"
+    #: Else a body waits 40 ms for the other side to acknowledge its headers.
+    disable_nagle_algorithm = True
 
     def log_message(self, *arguments: object) -> None:
         pass
