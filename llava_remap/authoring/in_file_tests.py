@@ -14,7 +14,7 @@ from typing import Any, Literal
 from llava_remap.checkpoint import Tensor
 from llava_remap.planning import Box, Part, coverage_gaps
 from llava_remap.planning.operations import place_operations
-from llava_remap.rewrite import CompiledOperation, CompiledRule, Program, Rewrite, compile_all
+from llava_remap.rewrite import CompiledOperation, Program, Rewrite, compile_all
 from llava_remap.routing import Applied, Routed, Routes, operations_on
 from llava_remap.rulefile import (
     Condition,
@@ -105,23 +105,22 @@ def new_test(rules: RuleFile, label: str, known: Known) -> NameTest | None:
     The names are the first ones of the checkpoint that the rule takes, else made-up ones that match
     the rule's templates.
     """
-    everything = compile_all(rules)
-    rules_of_all: list[CompiledRule | CompiledOperation] = [*everything.rules, *everything.tensors]
-    rule = next(rule for rule in rules_of_all if rule.label == label)
-    program = everything.given(known.names, known.config)
+    whole = compile_all(rules)
+    rule = next(rule for rule in whole.everything if rule.label == label)
+    program = whole.given(known.names, known.config)
     real = _reaching(program, label, known.taken)
     stored = label.startswith("prepare/")
     seen = [(name, name if stored else program.rewrite(name).prepared) for name in known.names]
     given = Given() if rule.when is None else _given(rule.when, seen, known.config)
     made_up: list[tuple[str, ...]]
     if isinstance(rule, CompiledOperation):
-        made_up = list(_made_up_tensors(everything, rule))
+        made_up = list(_made_up_tensors(whole, rule))
     else:
         kind = rule.kind
         pattern = kind.pattern.at_start if isinstance(kind, Unwrap) else kind.pattern
         made_up = [(name,) for name in _made_up(pattern)] if isinstance(pattern, Template) else []
     for names in [real] if real else made_up:
-        found = _taken(everything, names, given)
+        found = _taken(whole, names, given)
         if all(label in routed.rewrite.rules for routed in found):
             from_ = names if len(names) > 1 else names[0]
             return NameTest.model_validate({"from": from_, "given": given, **_becomes(found)})

@@ -122,7 +122,8 @@ CODES: dict[str, Code] = {
         "A template or regex can't be compiled, or uses a field or group that isn't there."),
     "LR203": Code("not idempotent", Exit.USAGE,
         "`rules lint`: a rule's new name would be renamed again if the rules ran twice, by the "
-        "same rule or by another one."),
+        "same rule or by another one; or a tensor operation would take what another one makes, "
+        "though a tensor goes through one only."),
     "LR204": Code("shadowed", Exit.USAGE,
         "`rules lint`: a rule can take no name, since rules before it take all that are made from "
         "its template. Regexes are not judged. To replace an inherited rule, give the new one its "

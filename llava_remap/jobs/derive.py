@@ -106,7 +106,7 @@ def derive(
             "Leave the option out.",
         )
     if rules.target.as_ is not None:
-        return _derive_as_source(checkpoints[rules.first_source], routes, layout, dtype, vocab)
+        return _derive_as_source(rules, checkpoints, routes, layout, dtype, vocab)
     said = text_config(configs) or {}
     text = text_model_of(rules, configs)
     rows = embedding_rows(routes.produced, text.embedding)
@@ -179,16 +179,24 @@ def derive(
 
 
 def _derive_as_source(
-    checkpoint: Checkpoint, routes: Routes, layout: str, dtype: str | None, vocab: str | int
+    rules: RuleFile,
+    checkpoints: Mapping[str, Checkpoint],
+    routes: Routes,
+    layout: str,
+    dtype: str | None,
+    vocab: str | int,
 ) -> Derived:
     """Like `derive`, for a source that is in a layout of transformers already.
 
     No row is added, so the tokenizer has to fit the rows that are there.
     """
+    checkpoint = checkpoints[rules.first_source]
     config = config_as_source(checkpoint)
     if dtype is not None:
         config = config.with_dtype(dtype)
-    target = wanted_parameters(config.config["architectures"][0], config.config, layout)
+    class_name = config.config["architectures"][0]
+    target = wanted_parameters(class_name, config.config, layout)
+    target = replace(target, sizes=_sizes(rules, class_name, config.config, routes))
     embedding = target.embedding
     config = config.with_values(tie_word_embeddings=HEAD in target.tied)
     vocabulary = None if checkpoint.folder is None else read_vocabulary(checkpoint.folder)

@@ -4,7 +4,6 @@ Pure.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ from llava_remap.core.wording import counted
 from llava_remap.planning.boxes import Box, Part, Shape
 from llava_remap.planning.model import Dropped
 from llava_remap.planning.place import MisfitError, PartShape, Placed, place
+from llava_remap.rewrite import CompiledOperation
 from llava_remap.routing import Applied, Routed, Routes
 
 
@@ -69,7 +69,7 @@ def place_operations(
     provided: dict[str, tuple[Provided, ...]] = {}
     dropped: list[Dropped] = []
     claimed: set[str] = set()
-    misfits: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    misfits: dict[str, tuple[CompiledOperation, list[tuple[str, str]]]] = {}
     for applied in routes.operations:
         names = applied.made_of(shapes)
         try:
@@ -77,7 +77,8 @@ def place_operations(
         except MisfitError as error:
             claimed |= {name for name in names.values() if name in shapes}
             first = next(applied.tensors).tensor.name
-            misfits[applied.rule.label].append((first, str(error)))
+            rows = misfits.setdefault(applied.rule.label, (applied.rule, []))[1]
+            rows.append((first, str(error)))
             continue
         dropped += left_out
         for name, entry in made.items():
@@ -85,13 +86,14 @@ def place_operations(
     problems = tuple(
         Problem(
             "LR321",
-            f"`{label}` takes {counted(len(rows), 'tensor')} whose sizes don't add up: "
+            f"`{rule.label}` takes {counted(len(rows), 'tensor')} whose sizes don't add up: "
             f"{rows[0][1]}.",
             "Correct the rule's sizes, or its `when` if the rule isn't for this checkpoint.",
             tuple(name for name, _ in rows),
             tuple(rows),
+            place=rule.mark,
         )
-        for label, rows in misfits.items()
+        for rule, rows in misfits.values()
     )
     return Operations(provided, tuple(dropped), frozenset(claimed), problems)
 

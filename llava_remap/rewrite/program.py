@@ -129,11 +129,17 @@ class Program:
                 return Rewrite(name, None, rule.kind.reason, prepared, tuple(trace))
             trace.append(Step(rule.label, prepared, target))
         by_name = target or prepared
-        if self.tensors and (operated := self._tensors.first(by_name, without)) is not None:
-            done = Operated(*operated)
+        if (done := self.operate(by_name, without)) is not None:
             trace.append(Step(done.rule.label, by_name, " and ".join(done.makes)))
             return Rewrite(name, by_name, None, prepared, tuple(trace), done)
         return Rewrite(name, target, None, prepared, tuple(trace))
+
+    def operate(self, name: str, without: str = "") -> Operated | None:
+        """The operation that takes a tensor with this name, which `names` made or `prepare` left;
+        None without one.
+        """
+        operated = self._tensors.first(name, without) if self.tensors else None
+        return None if operated is None else Operated(*operated)
 
     def inverse(self, target: str) -> str | None:
         """The one name, after `prepare`, that `names` takes to `target`; None where none or several
@@ -180,6 +186,10 @@ class Program:
         all_names = (*own, *layout) if _taken(layout, prepared) else own
         return Program(prepare, all_names, tensors=tensors)
 
+    def without_operations(self) -> Program:
+        """The same rules, and no operations."""
+        return replace(self, tensors=())
+
     def assuming(self, condition: Condition | None) -> Program:
         """The program without the rules that have another `when`."""
         return self._only(lambda rule: rule.when is None or rule.when == condition)
@@ -196,6 +206,11 @@ class Program:
     def rules(self) -> tuple[CompiledRule, ...]:
         """Those of `prepare` and of `names`, in order."""
         return (*self.prepare, *self.names)
+
+    @property
+    def everything(self) -> tuple[CompiledRule | CompiledOperation, ...]:
+        """Rules and operations, in order."""
+        return (*self.prepare, *self.names, *self.tensors)
 
     @cached_property
     def _prepare(self) -> RuleSequence:

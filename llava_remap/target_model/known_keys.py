@@ -174,6 +174,7 @@ def _unknown(rules: RuleFile, known: _Known) -> Iterator[tuple[Place, str, str]]
             f"`{key}` can't be {target.config[key].const!r}: {cause}",
             fix,
         )
+    yield from _unknown_sizes(rules, known)
     made = rules.text.processor or Processor()
     asked: dict[tuple[str, ...], Processor | PixelProcessor | None] = {
         ("processor",): made,
@@ -188,6 +189,23 @@ def _unknown(rules: RuleFile, known: _Known) -> Iterator[tuple[Place, str, str]]
                 f"transformers {version} has no {place[-1].replace('_', ' ')} `{part.class_}`.",
                 suggest(part.class_, names),
             )
+
+
+def _unknown_sizes(rules: RuleFile, known: _Known) -> Iterator[tuple[Place, str, str]]:
+    """Keys of `let` that the target's config doesn't have."""
+    whose = f"{rules.target.class_}'s config"
+    for number, rule in enumerate(rules.text.tensors):
+        for name, said in rule.let.items():
+            keys: Keys | None = known.keys
+            parts = said.removeprefix("target.").split(".")
+            place: Place = ("tensors", number, "let", name)
+            for at, part in enumerate(parts):
+                if keys is not None and part not in keys:
+                    yield place, *_no_key(whose, parts[:at], part, keys, known.version)
+                keys = keys.get(part) if keys is not None else None
+            if keys:
+                cause = f"`{'.'.join(parts)}` of {whose} is a group of values, and no number."
+                yield place, cause, f"Write one of its values: {said}.{min(keys)}."
 
 
 def _unknown_kinds(rules: RuleFile, known: _Known) -> Iterator[tuple[Place, str, str]]:

@@ -154,9 +154,42 @@ def test_sizes_that_dont_add_up_are_refused(
     assert not Path("made").exists()
 
 
-def test_a_key_that_the_config_lacks_is_told_at_its_place(source: Path, rules: Path) -> None:
-    rules.write_text(RULES.replace("text_config.num_key_value_heads", "text_config.groups"))
-    [problem] = plan(rules, sources(source), dry_run=True).plan.problems
-    assert "has no whole number `text_config.groups`" in problem.cause
+@pytest.mark.parametrize(
+    ("key", "why"),
+    [
+        ("text_config.groups", "`groups` is no key of LlavaForConditionalGeneration's config"),
+        ("text_config.hidden_act", "has no whole number `text_config.hidden_act`; it says 'silu'"),
+    ],
+)
+def test_a_key_that_the_config_lacks_is_told_at_its_place(
+    source: Path, rules: Path, key: str, why: str
+) -> None:
+    rules.write_text(RULES.replace("text_config.num_key_value_heads", key))
+    with pytest.raises(RemapError) as refused:
+        apply(rules, sources(source), "made")
+    [problem] = refused.value.problems
+    assert why in problem.cause
     assert problem.place is not None
     assert problem.place.file.endswith("fused.yaml")
+
+
+def test_sizes_of_a_model_that_transformers_saved(tmp_path: Path) -> None:
+    """`target: {as: source}`: the sizes are those of the source's own config."""
+    apply("llava-v1.5", sources(PLAIN), "plain")
+    Path("plain/llava_remap.json").unlink()
+    turned = tmp_path / "turned.yaml"
+    turned.write_text(
+        "schema: 1\nname: turned\nversion: 1.0.0\nsummary: heads in another order\n"
+        "extends: [hf-layouts]\ntensors:\n"
+        "  - id: output\n    from: '{m...}.o_proj.weight'\n    to: '{m}.o_proj.weight'\n"
+        "    how: {view: [heads, '*', 2], axes: [0, 2, 1]}\n"
+        "    let: {heads: target.text_config.num_attention_heads}\n"
+    )
+    apply(turned, {"model": "plain"}, "made")
+    before, after = weights(Path("plain")), weights(Path("made"))
+    [name, *_] = [name for name in before if "o_proj" in name]
+    value = before[name]
+    heads = json.loads((PLAIN / "config.json").read_text())["num_attention_heads"]
+    wanted = value.view(heads, -1, 2, value.shape[1]).transpose(1, 2).reshape(value.shape)
+    assert torch.equal(after[name], wanted)
+    assert not torch.equal(after[name], value)

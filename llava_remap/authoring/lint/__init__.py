@@ -46,12 +46,19 @@ def lint(rules: RuleFile, names: Names | None = None) -> Linted:
     return Linted(
         file=own,
         findings=tuple(sorted(found, key=lambda finding: finding.place(own))),
-        rules=len(program.rules),
+        rules=len(program.rules) + len(program.tensors),
         tests=len(rules.text.tests),
         witnesses=len({name for some in trial.witnesses.values() for name in some}) if trial else 0,
         names=None if names is None else len(names.taken),
         targets=len(trial.led_back - lost) if trial else 0,
-        one_way=tuple((rule.label, why) for rule in program.names if (why := rule.kind.one_way)),
+        one_way=(
+            *((rule.label, why) for rule in program.names if (why := rule.kind.one_way)),
+            *(
+                (compiled.label, "it drops a part")
+                for compiled in program.tensors
+                if any(end.names is None for end in compiled.operation.targets)
+            ),
+        ),
         untried=(
             ()
             if trial is None
@@ -147,6 +154,7 @@ def _real_names(rules: RuleFile, given: Sequence[str]) -> Names:
     return replace(
         names,
         complete=True,
+        misfits=tuple(problem for problem in plan.problems if problem.place is not None),
         wanted=frozenset(plan.target_names) or None,
         unknown="" if plan.target_names else why,
     )

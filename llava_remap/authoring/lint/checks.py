@@ -8,6 +8,13 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 
 from llava_remap.authoring.in_file_tests import outcome, run_tests
+from llava_remap.authoring.lint.operation_checks import (
+    chained,
+    incomplete,
+    made_of,
+    misfits,
+    shadowed_operations,
+)
 from llava_remap.authoring.lint.rule_checks import loose, lost_fields
 from llava_remap.authoring.lint.trial import Finding, Trial
 from llava_remap.core.problem import Problem
@@ -179,7 +186,7 @@ def matched_nothing(trial: Trial) -> Iterator[Finding]:
     if trial.real is None:
         return
     reached = trial.real.reached
-    for rule in trial.real.program.rules:
+    for rule in trial.real.whole.everything:
         if rule.label not in reached and not rule.optional:
             yield Finding(
                 rule.mark,
@@ -199,7 +206,7 @@ def unmapped(trial: Trial) -> Iterator[Finding]:
     names = tuple(
         name
         for name, rewrite in trial.real.rewrites.items()
-        if rewrite.target is None and rewrite.reason is None
+        if rewrite.target is None and rewrite.reason is None and name not in trial.real.operated
     )
     if names:
         yield Finding(
@@ -220,7 +227,7 @@ def dropped_parameters(trial: Trial) -> Iterator[Finding]:
     """
     if trial.real is None or trial.names.wanted is None:
         return
-    provided = trial.real.targets
+    provided = {*trial.real.targets} | made_of(trial.real, trial.names.wanted)
     stolen: dict[str, list[str]] = defaultdict(list)
     for name, rewrite in trial.real.rewrites.items():
         if rewrite.reason is not None:
@@ -280,7 +287,7 @@ def untested(trial: Trial) -> Iterator[Finding]:
     concern of their own files.
     """
     reached = {label for result in run_tests(trial.file) for label in result.rules}
-    for rule in trial.rules:
+    for rule in trial.program.everything:
         if rule.mark.file == trial.own and rule.label not in reached:
             yield Finding(
                 rule.mark,
@@ -295,6 +302,5 @@ def untested(trial: Trial) -> Iterator[Finding]:
 
 CHECKS: tuple[Callable[[Trial], Iterator[Finding]], ...] = (
     lost_fields, loose, not_idempotent, shadowed, dropped_renames, dropped_parameters, unmapped,
-    matched_nothing, not_back,
-    untested,
+    matched_nothing, not_back, chained, shadowed_operations, incomplete, misfits, untested,
 )  # fmt: skip

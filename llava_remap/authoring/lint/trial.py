@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from llava_remap.authoring.in_file_tests import Known
 from llava_remap.core.problem import Mark, Problem, RemapError
-from llava_remap.rewrite import CompiledRule, Program, Rewrite
+from llava_remap.rewrite import CompiledRule, Operated, Program, Rewrite
 from llava_remap.rulefile import Condition, RuleFile
 
 
@@ -18,6 +18,8 @@ class Names(Known):
     """Real names to try a rule file on.
 
     Attributes:
+        misfits: what `apply` refuses of rules, such as operations whose sizes don't add up for
+            these sources; each with its place.
         wanted: the parameters of the target; None where the rule file has no target, or they are
             unknown.
         unknown: why they are unknown, in words.
@@ -27,6 +29,7 @@ class Names(Known):
     wanted: frozenset[str] | None = None
     unknown: str = ""
     complete: bool = False
+    misfits: tuple[Problem, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +67,12 @@ class Linted:
         findings: in order of place, the file's own first.
         loaded: whether it is a valid rule file; if not, the findings say why, and nothing else is
             known.
-        rules, tests, witnesses: how many it has; a witness is a name made from a template, or the
-            name of a test.
+        rules, tests, witnesses: how many it has, operations among the rules; a witness is a name
+            made from a template, or the name of a test.
         names: how many real names it was tried on; None without any.
         targets: how many new names were led back and forth again, and came out the same.
-        one_way: the rules of `names` that have no way back, and why.
+        one_way: the rules of `names` that have no way back, and the operations that drop a part;
+            and why.
         untried: rules whose regex takes none of the names, so that nothing is known about them.
         unknown: why the target's parameters are unknown, where real names were given and the file
             has a target.
@@ -103,21 +107,34 @@ class Ground:
 
     Attributes:
         program: rules that count together: without a `when`, and with one and the same `when` or
-            with one that holds.
-        rewrites: the outcome of each name.
+            with one that holds. It has no operations.
+        whole: the program with its operations.
+        rewrites: the outcome of each name, by the rules alone.
+        operated: the operation that takes the tensor, for the names for which there is one.
     """
 
     program: Program
+    whole: Program
     rewrites: dict[str, Rewrite]
+    operated: dict[str, Operated]
 
     @classmethod
     def of(cls, program: Program, names: Iterable[str]) -> Ground:
-        return cls(program, {name: program.rewrite(name) for name in dict.fromkeys(names)})
+        rules = program.without_operations()
+        rewrites = {name: rules.rewrite(name) for name in dict.fromkeys(names)}
+        operated = {
+            name: operated
+            for name, rewrite in rewrites.items()
+            if rewrite.reason is None
+            and (operated := program.operate(rewrite.target or rewrite.prepared)) is not None
+        }
+        return cls(rules, program, rewrites, operated)
 
     @property
     def reached(self) -> set[str]:
-        """The labels of the rules that took a name."""
-        return {label for rewrite in self.rewrites.values() for label in rewrite.rules}
+        """The labels of the rules and operations that took a name."""
+        labels = {label for rewrite in self.rewrites.values() for label in rewrite.rules}
+        return labels | {operated.rule.label for operated in self.operated.values()}
 
     @property
     def targets(self) -> dict[str, str]:
@@ -131,6 +148,7 @@ class Trial:
 
     Attributes:
         rules: the rules that are tried.
+        program: these rules, and the operations.
         runaways: LR206 for each rule that hit the time limit on the name of a test; such a rule
             isn't tried any further.
         witnesses: of each rule, by label: names made from its template, and names of tests, that
@@ -145,6 +163,7 @@ class Trial:
 
     file: RuleFile
     rules: tuple[CompiledRule, ...]
+    program: Program
     runaways: tuple[Finding, ...]
     witnesses: Mapping[str, tuple[str, ...]]
     taken: Mapping[str, Collection[str]]
@@ -187,6 +206,7 @@ class Trial:
         return cls(
             file,
             program.rules,
+            program,
             tuple(runaways.values()),
             witnesses,
             taken,

@@ -211,9 +211,7 @@ class Numbers:
 
 
 #: `NameTest` reads them: it knows how many names there are.
-Nested = Annotated[
-    Any, WithJsonSchema({"type": "array", "items": {"type": ["number", "array"]}, "minItems": 1})
-]
+Nested = Annotated[Any, WithJsonSchema({"type": "array", "items": {}, "minItems": 1})]
 
 
 class Sides(Part):

@@ -1,0 +1,49 @@
+"""What lint finds of tensor operations with the target's class and with a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llava_remap.authoring.lint import lint_files
+from tests.conftest import CLIP
+from tests.end_to_end.test_operations import RULES, source
+
+__all__ = ["source"]
+
+
+@pytest.mark.parametrize(
+    ("key", "cause"),
+    [
+        ("text_config.num_attention_head", "`num_attention_head` is no key"),
+        ("text_config", "is a group of values"),
+        ("heads", "`heads` is no key"),
+        ("text_config.num_attention_heads", ""),
+        ("vision_config.num_attention_heads", ""),
+    ],
+)
+def test_a_size_that_the_targets_class_doesnt_know(tmp_path: Path, key: str, cause: str) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(RULES.replace("text_config.num_key_value_heads", key))
+    findings = [finding for linted in lint_files([path]) for finding in linted.findings]
+    of_sizes = [finding for finding in findings if finding.problem.code == "LR201"]
+    assert [cause in finding.problem.cause for finding in of_sizes] == [True] * bool(cause)
+    if cause:
+        assert of_sizes[0].problem.fix
+        assert of_sizes[0].mark is not None
+        assert of_sizes[0].mark.line == 11
+
+
+def test_sizes_that_dont_add_up_for_a_checkpoint(tmp_path: Path, source: Path) -> None:
+    """`apply` refuses the same; lint has it at the operation's place."""
+    path = tmp_path / "r.yaml"
+    path.write_text(RULES.replace("split: 1", "split: 0"))
+    sources = [str(source), f"vision_tower={CLIP}"]
+    [linted] = lint_files([path], sources)
+    [finding] = [f for f in linted.findings if f.problem.code == "LR321"]
+    assert finding.mark is not None
+    assert (finding.mark.line, "`tensors/qkv`" in finding.problem.cause) == (7, True)
+    path.write_text(RULES)
+    [linted] = lint_files([path], sources)
+    assert {finding.problem.code for finding in linted.findings} <= {"LR205", "LR213"}
