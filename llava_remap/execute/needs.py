@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from math import prod
 
+from llava_remap.core import DTYPE_BITS
+from llava_remap.execute.apart import lies_apart, needed_nbytes
 from llava_remap.execute.pieces import Recipe
 from llava_remap.execute.values import CHUNK_ELEMENTS
 from llava_remap.execute.writer import BUFFER_NBYTES
@@ -44,6 +46,8 @@ def working_nbytes(plan: Plan, recipe: Recipe, jobs: int = 1) -> int:
 
 def _computed(entry: Mapped) -> int:
     nbytes = _CHUNK
+    if lies_apart(entry.parts):
+        nbytes += needed_nbytes(entry.parts, DTYPE_BITS[entry.dtype] // 8)
     if entry.lora is not None:
         rows, columns = entry.shape_before
         block = min(rows, max(1, _MERGED // max(1, columns)))

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 from llava_remap.checkpoint import Checkpoint, Tensor
 from llava_remap.core import DTYPE_BITS
 from llava_remap.core.dtypes import cast, numbers
+from llava_remap.execute.apart import lies_apart
 from llava_remap.execute.values import (
     CHUNK_NBYTES,
     chunks,
     find,
+    is_plain,
     pieces_between,
     read_exactly,
     taken_between,
@@ -77,8 +79,10 @@ class Recipe:
     def computes(self, target: str) -> bool:
         """Whether numpy is needed: for a computation, and to gather elements that lie apart."""
         entry = self.mapped[target]
-        return bool(entry.then) or any(
-            not _is_plain(find(self.checkpoints, origin)) for origin in entry.origins
+        return (
+            bool(entry.then)
+            or any(not is_plain(find(self.checkpoints, origin)) for origin in entry.origins)
+            or lies_apart(entry.parts)
         )
 
     def copied(self, target: str) -> Range | None:
@@ -126,6 +130,11 @@ class Recipe:
             w = self._tensor(entry.parts[0])
             a, b = (find(self.checkpoints, matrix) for matrix in (entry.lora.a, entry.lora.b))
             yield from merged_bytes(w, a, b, entry.lora.scale, entry.dtype, start, stop)
+            return
+        if lies_apart(entry.parts):
+            from llava_remap.execute.gather import in_order
+
+            yield from in_order(entry.parts, self._tensor, entry.dtype, start, stop, self.on_read)
             return
         for part, first, last in taken_between(entry.parts, _width(entry.dtype), start, stop):
             yield from _run(self._tensor(part), first, last, entry.dtype)
@@ -193,12 +202,6 @@ def _width(dtype: str) -> int:
     return DTYPE_BITS[dtype] // 8
 
 
-def _is_plain(tensor: Tensor) -> bool:
-    """Whether its elements lie one behind the other, low byte first, so that they can be copied."""
-    places = (piece.location for piece in tensor.pieces)
-    return all(where.stride is None and not where.big_endian for where in places)
-
-
 def _run(tensor: Tensor, start: int, stop: int, dtype: str) -> Iterator[Range | bytes]:
     """A run of a source tensor's elements in row-major, little-endian order and in the given dtype,
     in which start and stop count bytes: a range of the file, if the elements lie there like this.
@@ -207,7 +210,7 @@ def _run(tensor: Tensor, start: int, stop: int, dtype: str) -> Iterator[Range | 
         for piece, first, last in pieces_between(tensor, start, stop):
             where = piece.location
             assert where is not None
-            if _is_plain(piece) and where.memory is None:
+            if is_plain(piece) and where.memory is None:
                 yield Range(where.file, where.offset + first, last - first)
             else:
                 yield from chunks(piece, first, last)

@@ -42,14 +42,14 @@ def chunks(tensor: Tensor, start: int = 0, stop: int | None = None) -> Iterator[
     stop = tensor.nbytes if stop is None else stop
     width = CHUNK_ELEMENTS * DTYPE_BITS[tensor.dtype] // 8
     for at in range(start, stop, width):
-        yield _bytes(tensor, at, min(at + width, stop))
+        yield read(tensor, at, min(at + width, stop))
 
 
 def rows(tensor: Tensor, start: int, stop: int) -> NDArray[np.float64]:
     """Rows start..stop along the first dimension, [stop - start, …], as float64."""
     inner = tensor.shape[1:]
     width = prod(inner) * DTYPE_BITS[tensor.dtype] // 8
-    values = to_float64(_bytes(tensor, start * width, stop * width), tensor.dtype)
+    values = to_float64(read(tensor, start * width, stop * width), tensor.dtype)
     return values.reshape(stop - start, *inner)
 
 
@@ -88,12 +88,18 @@ def taken_between(
             yield part, first + offset, last + offset
 
 
-def _bytes(tensor: Tensor, start: int, stop: int) -> bytes:
+def is_plain(tensor: Tensor) -> bool:
+    """Whether its elements lie one behind the other, low byte first, so that they can be copied."""
+    places = (piece.location for piece in tensor.pieces)
+    return all(where.stride is None and not where.big_endian for where in places)
+
+
+def read(tensor: Tensor, start: int, stop: int) -> bytes:
     """A run of the elements in row-major, little-endian order; start and stop count bytes from
     the first element. Only these bytes are read.
     """
     if len(tensor.pieces) > 1:
-        return b"".join(_bytes(*piece) for piece in pieces_between(tensor, start, stop))
+        return b"".join(read(*piece) for piece in pieces_between(tensor, start, stop))
     where = tensor.location
     assert where is not None
     if where.memory is not None:

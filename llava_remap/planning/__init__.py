@@ -2,7 +2,16 @@
 torch, no printing.
 """
 
-from llava_remap.planning.boxes import Box, Part, Run, coverage_gaps, runs_in_order
+from llava_remap.planning.boxes import (
+    Axis,
+    Block,
+    Box,
+    Part,
+    Run,
+    blocks_between,
+    coverage_gaps,
+    runs_in_order,
+)
 from llava_remap.planning.build import build_plan
 from llava_remap.planning.layout import Layout
 from llava_remap.planning.mapped import (
@@ -27,6 +36,8 @@ from llava_remap.planning.model import (
 __all__ = [
     "AddLora",
     "Alias",
+    "Axis",
+    "Block",
     "Box",
     "Cast",
     "Dropped",
@@ -40,6 +51,7 @@ __all__ = [
     "Shard",
     "Step",
     "aligned",
+    "blocks_between",
     "build_plan",
     "coverage_gaps",
     "holds",

@@ -36,6 +36,40 @@ class Run(NamedTuple):
     size: int
 
 
+class Axis(NamedTuple):
+    """An axis of a block: its size, and the distance of neighbours in target and source, in
+    elements.
+    """
+
+    placed: int
+    taken: int
+    size: int
+
+
+class Block(NamedTuple):
+    """Elements of a part in rows and columns.
+
+    Attributes:
+        taken, placed: offsets of the first element in source and target, in elements.
+        axes: in the order of the target; each has several elements.
+    """
+
+    taken: int
+    placed: int
+    axes: tuple[Axis, ...]
+
+    def between(self, axis: Axis, start: int, stop: int) -> Block:
+        """The block, with a part of one axis."""
+        axes = tuple(
+            axis._replace(size=stop - start) if each == axis else each for each in self.axes
+        )
+        return Block(
+            self.taken + start * axis.taken,
+            self.placed + start * axis.placed,
+            tuple(axis for axis in axes if axis.size > 1),
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Box:
     """A region of a tensor.
@@ -194,11 +228,68 @@ class Part:
         Axes that are contiguous on both sides are merged. So a split along the first axis is one
         run, and only an exchange of the last axis goes element by element.
         """
-        taken, placed = self.taken.strides(), self.placed.strides()
-        first, then = _dot(self.taken.start, taken), _dot(self.placed.start, placed)
-        steps, count = _merged(zip(placed, taken, self.taken.sizes, strict=True))
+        first, then = self._first
+        steps, count = self._steps
         for there, here in _offsets(steps):
             yield Run(first + here, then + there, count)
+
+    @property
+    def run_size(self) -> int:
+        """The number of elements of each run."""
+        return self._steps[1]
+
+    @property
+    def nruns(self) -> int:
+        """The number of runs."""
+        return prod(size for *_, size in self._steps[0])
+
+    @property
+    def block(self) -> Block | None:
+        """All elements of the part; None if there are none."""
+        steps, count = self._steps
+        if not count or not self.nruns:
+            return None
+        axes = [Axis(*step) for step in steps] + [Axis(1, 1, count)] * (count > 1)
+        return Block(*self._first, tuple(axes))
+
+    @property
+    def _first(self) -> tuple[int, int]:
+        """The offsets of the first element in source and target."""
+        taken, placed = self.taken.strides(), self.placed.strides()
+        return _dot(self.taken.start, taken), _dot(self.placed.start, placed)
+
+    @property
+    def _steps(self) -> tuple[list[tuple[int, int, int]], int]:
+        """The axes of the runs, and the elements of a run."""
+        taken, placed = self.taken.strides(), self.placed.strides()
+        return _merged(zip(placed, taken, self.taken.sizes, strict=True))
+
+
+def blocks_between(part: Part, start: int, stop: int) -> Iterator[Block]:
+    """The elements of a part that have their places in a run of the target tensor, as few blocks.
+
+    Args:
+        start, stop: the run, in elements.
+    """
+    if (block := part.block) is not None:
+        yield from _blocks(block, start, stop)
+
+
+def _blocks(block: Block, start: int, stop: int) -> Iterator[Block]:
+    if not block.axes:
+        if start <= block.placed < stop:
+            yield block
+        return
+    axis, *inner = block.axes
+    # An index of the first axis has its elements before those of the next index.
+    extent = 1 + sum((each.size - 1) * each.placed for each in inner)
+    first = max(-(-(start - block.placed) // axis.placed), 0)
+    last = min((stop - block.placed - extent) // axis.placed + 1, axis.size)
+    if first < last:
+        yield block.between(axis, first, last)
+    for index in dict.fromkeys((first - 1, max(last, first - 1, 0))):
+        if 0 <= index < axis.size and not first <= index < last:
+            yield from _blocks(block.between(axis, index, index + 1), start, stop)
 
 
 def _merged(axes: Iterable[tuple[int, int, int]]) -> tuple[list[tuple[int, int, int]], int]:

@@ -66,6 +66,32 @@ entry = Mapped("x", "F32", (width, width), (part,), then, ())
 print(_computed(entry), peak_nbytes() - before)
 """
 
+TURN = """
+import sys
+from pathlib import Path
+from llava_remap.checkpoint import Checkpoint, Location, Tensor
+from llava_remap.execute import Recipe, blocks
+from llava_remap.execute.needs import _computed
+from llava_remap.planning import Box, Cast, Mapped, Part
+from llava_remap.jobs.resources import peak_nbytes
+import numpy
+import llava_remap.execute.gather
+
+rows, columns = map(int, sys.argv[1:])
+shape, file = (rows, columns), Path("w")
+with file.open("wb") as opened:
+    opened.truncate(rows * columns * 4)
+where = Location(file, 0, None, False, (0, rows * columns * 4))
+source = Checkpoint(file, "", {"w": Tensor.of("w", "F32", shape, where)}, {}, file)
+taken = Box("w", shape, (1, 0), (0, 0), shape[::-1])
+part = Part("m", shape, taken, Box.whole("t", shape[::-1]))
+entry = Mapped("t", "F16", shape[::-1], (part,), (Cast("F32"),), ())
+before = peak_nbytes()
+for block in blocks(Recipe({"t": entry}, {}, {"m": source}).pieces("t")):
+    pass
+print(_computed(entry), peak_nbytes() - before)
+"""
+
 
 @pytest.mark.parametrize(
     ("program", "sizes"),
@@ -75,6 +101,8 @@ print(_computed(entry), peak_nbytes() - before)
         (EXPAND, (4096, 600)),
         (MERGE, (4096, 128)),
         (MERGE, (4096, 512)),
+        (TURN, (8192, 4096)),
+        (TURN, (32000, 4096)),
     ],
 )
 def test_enough_at_real_widths(program: str, sizes: tuple[int, int]) -> None:

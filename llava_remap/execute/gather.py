@@ -1,0 +1,168 @@
+"""Numbers that don't lie together in the source: read in large pieces, put in order in memory.
+
+A tensor of which each row is copied alone takes a call of the system for each, and one whose axes
+are exchanged takes one for each element. So a window of the target tensor is filled at a time: of
+each part what lies in the window is a few blocks, and a block is read in long runs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from itertools import product
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+from numpy.typing import NDArray
+
+from llava_remap.checkpoint import Tensor, readable
+from llava_remap.core import DTYPE_BITS
+from llava_remap.core.dtypes import cast
+from llava_remap.execute.apart import READ_NBYTES, window_nbytes
+from llava_remap.execute.values import CHUNK_NBYTES, is_plain, read, too_short
+from llava_remap.planning import Axis, Block, Part, blocks_between
+
+#: Reading over a gap of this size takes no longer than another call.
+_GAP_NBYTES = 8 << 10
+#: Elements of the last axis that are put in order at once, where axes are exchanged: their cache
+#: lines are then written while they are in the cache.
+_STRIP = 16
+#: Elements between runs that have at least so many bytes.
+_PADDING, _ROW_NBYTES = 32, 2 << 10
+
+
+def in_order(
+    parts: Sequence[Part],
+    tensor_of: Callable[[Part], Tensor],
+    dtype: str,
+    start: int,
+    stop: int,
+    on_read: Callable[[], None],
+) -> Iterator[bytes]:
+    """A run of a target tensor's bytes.
+
+    Args:
+        parts: they cover the tensor.
+        tensor_of: gives the source tensor of a part.
+        dtype: the dtype that is written.
+        start, stop: the run, from the tensor's first byte in that dtype.
+        on_read: called before every window.
+
+    Raises:
+        RemapError: LR102 if a source has become shorter or can't be read.
+    """
+    width = DTYPE_BITS[dtype] // 8
+    begin, last = start // width, -(-stop // width)
+    step = min(window_nbytes(parts, width) // width, last - begin)
+    memory = np.empty(step, f"u{width}")
+    with ExitStack() as stack:
+        sources = [(part, _Source(tensor_of(part), dtype, stack)) for part in parts]
+        for first in range(begin, last, step or 1):
+            on_read()
+            window = memory[: last - first]
+            placed = sum(
+                source.place(block._replace(placed=block.placed - first), window)
+                for part, source in sources
+                for block in blocks_between(part, first, first + len(window))
+            )
+            if placed != len(window):  # no `assert`, which -O takes out
+                raise AssertionError(f"{placed} elements placed, {len(window)} planned")
+            data = window.data.cast("B")
+            data = data[max(start - first * width, 0) : stop - first * width]
+            for at in range(0, len(data), CHUNK_NBYTES):
+                yield bytes(data[at : at + CHUNK_NBYTES])
+
+
+class _Source:
+    """A source tensor, whose file stays open."""
+
+    def __init__(self, tensor: Tensor, dtype: str, stack: ExitStack) -> None:
+        self._tensor, self._dtype = tensor, dtype
+        self._width = DTYPE_BITS[tensor.dtype] // 8
+        where = tensor.location
+        assert where is not None
+        self._path, self._offset, self._file = where.file, where.offset, None
+        if len(tensor.pieces) == 1 and where.memory is None and is_plain(tensor):
+            with readable(where.file):
+                self._file = os.open(where.file, os.O_RDONLY)
+            stack.callback(os.close, self._file)
+
+    def place(self, block: Block, window: NDArray[Any]) -> int:
+        """Put the numbers of a block into the window; gives their number."""
+        axes = sorted(block.axes, key=lambda axis: -axis.taken)
+        span, number = 1, len(axes)
+        # The last axes are read in one run, with the gaps in it.
+        while number:
+            axis = axes[number - 1]
+            longer = (axis.size - 1) * axis.taken + span
+            gap = (axis.taken - span) * self._width
+            if gap > _GAP_NBYTES or longer * self._width > READ_NBYTES:
+                break
+            span, number = longer, number - 1
+        outer, inner = axes[:number], axes[number:]
+        nbytes = prod(axis.size for axis in outer) * span * self._width
+        if nbytes > READ_NBYTES:
+            axis, count = outer[0], max(1, outer[0].size * READ_NBYTES // nbytes)
+            return sum(
+                self.place(block.between(axis, at, min(at + count, axis.size)), window)
+                for at in range(0, axis.size, count)
+            )
+        # A power of two between rows would put all of them into the same lines of the cache.
+        padded = outer and span * self._width >= _ROW_NBYTES and self._tensor.dtype == self._dtype
+        step = span + (_PADDING if padded else 0)
+        values = self._read(block.taken, outer, span, step)
+        strides = {axis: axis.taken for axis in inner}
+        for axis in reversed(outer):
+            strides[axis] = step
+            step *= axis.size
+        sizes = [axis.size for axis in block.axes]
+        _copy(
+            as_strided(values, sizes, [strides[axis] * values.itemsize for axis in block.axes]),
+            as_strided(
+                window[block.placed :],
+                sizes,
+                [axis.placed * window.itemsize for axis in block.axes],
+            ),
+        )
+        return prod(sizes)
+
+    def _read(self, first: int, outer: Sequence[Axis], span: int, step: int) -> NDArray[Any]:
+        """Runs of `span` elements, each `step` elements behind the one before it, in the dtype that
+        is written.
+        """
+        width, tensor = self._width, self._tensor
+        raw = np.empty(prod(axis.size for axis in outer) * step * width, "u1")
+        data, at, length = raw.data, 0, span * width
+        steps = (range(0, axis.size * axis.taken, axis.taken) for axis in outer)
+        starts = ((first + sum(offsets)) * width for offsets in product(*steps))
+        with readable(self._path):
+            for start in starts:
+                run = data[at : at + length]
+                if self._file is None:
+                    run[:] = read(tensor, start, start + length)
+                elif (count := os.preadv(self._file, [run], self._offset + start)) < length:
+                    self._read_on(run[count:], self._offset + start + count)
+                at += step * width
+        if tensor.dtype == self._dtype:
+            return raw.view(f"u{width}")
+        made = cast(data, tensor.dtype, self._dtype)
+        return np.frombuffer(made, f"u{DTYPE_BITS[self._dtype] // 8}")
+
+    def _read_on(self, run: memoryview, offset: int) -> None:
+        """What one call didn't read."""
+        assert self._file is not None
+        while run:
+            if (count := os.preadv(self._file, [run], offset)) == 0:
+                raise too_short(self._path, len(run))
+            run, offset = run[count:], offset + count
+
+
+def _copy(taken: NDArray[Any], placed: NDArray[Any]) -> None:
+    if not taken.ndim or taken.strides[-1] == taken.itemsize:
+        placed[...] = taken
+        return
+    for at in range(0, taken.shape[-1], _STRIP):
+        placed[..., at : at + _STRIP] = taken[..., at : at + _STRIP]
