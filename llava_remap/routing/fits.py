@@ -268,12 +268,15 @@ def _spelt_segments() -> tuple[frozenset[str], re.Pattern[str]]:
             *text.names,
             *(rule for layout in rules.layouts for rule in layout.text.names),
         ]
-        conditions = [text.detect, *text.requires.values(), *filter(None, (r.when for r in every))]
+        operated = [end.names for rule in text.tensors for end in rule.operation.sources]
+        whens = [rule.when for rule in every] + [rule.when for rule in text.tensors]
+        conditions = [text.detect, *text.requires.values(), *filter(None, whens)]
         patterns = [rule.kind.pattern for rule in every]
         templates += [
             *(template for one in conditions for template in (*one.present, *one.absent)),
             *(source.used_if_absent for source in sources if source.used_if_absent),
             *(template for source in sources for template in source.selected),
+            *filter(None, operated),
             *(pattern for pattern in patterns if isinstance(pattern, Template)),
         ]
         texts += [

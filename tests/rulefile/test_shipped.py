@@ -50,6 +50,7 @@ def test_loads_and_compiles(file: str) -> None:
     rules = load_rule_file(FILES[file])
     program = compile_rules(rules)
     labels = [rule.label for rule in (*program.prepare, *program.names)]
+    labels += [rule.label for rule in program.tensors]
     conditional = {
         f"names/{rule.id}" for rule in rules.text.names if rule.when is not None
     }  # no checkpoint, so none holds

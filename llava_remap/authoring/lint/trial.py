@@ -138,8 +138,12 @@ class Ground:
 
     @property
     def targets(self) -> dict[str, str]:
-        """Every new name, with the label of the rule that made it."""
-        return {r.target: r.rules[-1] for r in self.rewrites.values() if r.target is not None}
+        """Every new name that a rule of `names` made, with its label."""
+        return {
+            r.target: r.rules[-1]
+            for r in self.rewrites.values()
+            if r.target is not None and r.operated is None
+        }
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,123 @@
+"""Families whose rule files have tensor operations: small checkpoints of the original classes are
+converted, and transformers computes what the original class did.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+
+from llava_remap import apply, revert
+from tests.conftest import CLIP, DATA, RELEASED, Tensors
+
+ORIGINALS = DATA / "operations"
+#: The largest difference of logits, as a share of the largest logit.
+NEAR = 2e-5
+
+
+def weights(folder: Path) -> Tensors:
+    """All tensors of a folder."""
+    return {
+        name: tensor
+        for file in sorted(folder.glob("*.safetensors"))
+        for name, tensor in load_file(file).items()
+    }
+
+
+def digest(tensor: torch.Tensor) -> str:
+    return hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+def llava(original: Path, folder: Path) -> Path:
+    """The language model of an original class as LLaVA-1.5 stores it: with a projector beside it,
+    and LLaVA's keys in its config.
+    """
+    folder.mkdir()
+    projector = {n: t for n, t in weights(RELEASED / "safetensors").items() if "mm_projector" in n}
+    tensors = load_file(original / "model.safetensors") | projector
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    released = json.loads((RELEASED / "safetensors" / "config.json").read_text())
+    llavas = {key: value for key, value in released.items() if key.startswith(("mm_", "image_"))}
+    config = json.loads((original / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | llavas))
+    return folder
+
+
+def far(folder: Path, original: Path) -> float:
+    """The largest difference between the logits of transformers and of the original class."""
+    said = load_file(original / "logits.safetensors")
+    model, info = AutoModelForImageTextToText.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+    )
+    assert not any(info.values()), info
+    with torch.no_grad():
+        logits = model.eval()(input_ids=said["ids"], use_cache=False).logits
+    wanted = said["logits"]
+    return float((logits[..., : wanted.shape[-1]] - wanted).abs().max() / wanted.abs().max())
+
+
+@pytest.mark.parametrize(
+    ("rules", "name"),
+    [("llava-internlm2", "internlm2"), ("llava-internlm2", "internlm2-bias")],
+)
+def test_transformers_computes_what_the_original_class_did(
+    rules: str, name: str, tmp_path: Path
+) -> None:
+    source = llava(ORIGINALS / name, tmp_path / "source")
+    apply(rules, [source, f"vision_tower={CLIP}"], "out")
+    assert far(Path("out"), ORIGINALS / name) < NEAR
+
+
+@pytest.mark.parametrize(("rules", "name"), [("llava-internlm2", "internlm2")])
+def test_tensors_are_those_of_the_official_script(rules: str, name: str, tmp_path: Path) -> None:
+    source = llava(ORIGINALS / name, tmp_path / "source")
+    apply(rules, [source, f"vision_tower={CLIP}"], "out")
+    wanted = json.loads((ORIGINALS / name / "expected.json").read_text())["tensors"]
+    written = weights(Path("out"))
+    text = {name for name in written if name.startswith("language_model.")}
+    assert text == wanted.keys()
+    for tensor, said in wanted.items():
+        rows = written[tensor][: said["shape"][0]]  # behind them stand those of new tokens
+        assert list(rows.shape) == said["shape"]
+        assert digest(rows) == said["sha256"], tensor
+
+
+@pytest.mark.parametrize(("rules", "name"), [("llava-internlm2", "internlm2-bias")])
+def test_the_way_back_gives_the_original_tensors(rules: str, name: str, tmp_path: Path) -> None:
+    source = llava(ORIGINALS / name, tmp_path / "source")
+    apply(rules, [source, f"vision_tower={CLIP}"], "out")
+    revert("out", "back")
+    restored, original = weights(Path("back/model")), weights(source)
+    assert restored.keys() == original.keys()
+    assert all(torch.equal(restored[name], original[name]) for name in original)
+
+
+def test_internlm2s_own_tokenizer_class_gives_the_same_ids(tmp_path: Path) -> None:
+    source = llava(ORIGINALS / "internlm2", tmp_path / "source")
+    tensors = load_file(source / "model.safetensors")
+    for table in ("model.tok_embeddings.weight", "output.weight"):
+        rows = torch.full((1002, 64), 0.01, dtype=torch.bfloat16)
+        rows[: len(tensors[table])] = tensors[table]
+        tensors[table] = rows
+    save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    config = json.loads((source / "config.json").read_text()) | {"vocab_size": 1002}
+    (source / "config.json").write_text(json.dumps(config))
+    own = ORIGINALS / "internlm2" / "tokenizer"
+    shutil.copytree(own, source, ignore=shutil.ignore_patterns("ids.json"), dirs_exist_ok=True)
+    shutil.copy(DATA / "original/tokenizers/sp-legacy-true/tokenizer.model", source)
+    apply("llava-internlm2", [source, f"vision_tower={CLIP}"], "out")
+    tokenizer = AutoTokenizer.from_pretrained("out")
+    for said in json.loads((own / "ids.json").read_text()):
+        assert tokenizer(said["text"]).input_ids == said["ids"], said["text"]
+    turns = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}]
+    prompt = AutoProcessor.from_pretrained("out").apply_chat_template(
+        turns, add_generation_prompt=True
+    )
+    assert prompt == "<|im_start|>user\n<image>\nWhat?<|im_end|>\n<|im_start|>assistant\n"
