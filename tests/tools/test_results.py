@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -19,6 +20,7 @@ from tools.bench.results import (
     DRY_7B,
     EMPTY,
     MIB,
+    OPERATED,
     RENAME,
     Converted,
     Results,
@@ -57,6 +59,7 @@ def results() -> Results:
         short,
         10**9,
         {"warm": {"a way": usages(1)}},
+        [replace(small, form="transpose", ways={COPY: usages(1, 2), OPERATED: usages(2, 6)})],
     )
 
 
@@ -97,6 +100,7 @@ def test_rounds_of_several_runs(results: Results) -> None:
 def test_goals(results: Results) -> None:
     found = {goal.wanted: (goal.measured(results), goal.met(results)) for goal in GOALS}
     assert found["14 GB, rename only: wall ÷ `cp` ≤ 1.1 ×"] == ("bin 1.05–1.15", "in 1 of 2")
+    assert found["transpose: wall ÷ `cp` ≤ 2.5 ×"] == ("1 GB 2.00–3.00", "in 1 of 2")
     assert found["14 GB, rename only: peak memory ≤ 60 MiB"] == ("bin 58", "yes")
     assert found["14 GB, `apply`: wall ÷ `cp` ≤ 1.25 ×"] == ("bin 1.20", "yes")
     assert found["rename only: peak memory at 14 GB, more than at 1 GB ≤ 20 MiB"] == (

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from llava_remap import plan
 from tools.bench import synthetic
+from tools.bench.operations import KINDS, Kind
 
 
 def test_size_grows_with_what_was_asked_for() -> None:
@@ -52,3 +54,22 @@ def test_files_are_read_by_torch_and_safetensors(
     assert all(torch.equal(loaded[name], other[name]) for name in shapes)
     assert len({tensor.untyped_storage().data_ptr() for tensor in loaded.values()}) == len(shapes)
     assert len(set(map(tuple, loaded["a"].tolist()))) == len(loaded["a"]), "rows repeat"
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_a_checkpoint_for_an_operation_has_the_same_bytes_and_fits_its_rule_file(
+    kind: Kind, tmp_path: Path
+) -> None:
+    manifest = json.loads(synthetic.MANIFEST.read_text())
+    plain = synthetic.shapes_for(1 << 62)
+    stored = kind.shapes(plain)
+    assert synthetic.total_nbytes(stored) == synthetic.total_nbytes(plain)
+    assert len(stored.keys() - plain.keys()) >= 32 * 7 + 2
+    manifest["tensors"] = {
+        name: {"dtype": dtype, "shape": shape} for name, (dtype, shape) in stored.items()
+    }
+    (tmp_path / "model.json").write_text(json.dumps(manifest))
+    (tmp_path / "rules.yaml").write_text(kind.rules)
+    planned = plan(tmp_path / "rules.yaml", str(tmp_path / "model.json"), dry_run=True).plan
+    assert planned.problems == ()
+    assert sum("tensors/matrices" in entry.rules for entry in planned.mapped) == 32 * 7 + 2

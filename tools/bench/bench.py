@@ -13,7 +13,8 @@ way is `cp` followed by `sync` of what it wrote.
 
 What `apply` has learnt of the installed libraries it finds in a cache that one run filled which
 isn't counted; one way begins with an empty one. A checkpoint larger than 2 GB is preceded by one of
-1 GB, so that growth can be told. All ways are measured on the first form, on others the most
+1 GB, so that growth can be told. Tensor operations are measured beside `cp` on checkpoints that
+need them. All ways are measured on the first form, on others the most
 important ones.
 
 Wall time varies by a factor of two on some machines: look at the ranges, and trust CPU and memory
@@ -34,6 +35,7 @@ from pathlib import Path
 
 from tools.bench.copying import make_file, measure_copying
 from tools.bench.measure import CommandError, cached_share, evict, machine, run, warm
+from tools.bench.operations import KINDS, Kind
 from tools.bench.options import rounds_of, say, scratch_folder, size_of
 from tools.bench.results import (
     APPLY,
@@ -51,6 +53,7 @@ from tools.bench.results import (
     LINT_MANY,
     LIST,
     LOADED,
+    OPERATED,
     REFUSED,
     RENAME,
     SYNC,
@@ -125,6 +128,13 @@ def main() -> None:
                         ["true"]
                     ).peak_nbytes  # of this process's own peak, which only grows
                     results.write(arguments.json)
+            for kind in KINDS:
+                results.operations.append(
+                    measure_operation(
+                        remap, scratch, sizes[-1], kind, arguments.rounds, arguments.page_cache
+                    )
+                )
+                results.write(arguments.json)
             results.copied_nbytes = SMALL
             make_file(scratch / "source", SMALL)
             results.copying = measure_copying(
@@ -161,8 +171,7 @@ def measure_form(
     shapes = shapes_for(nbytes)
     total = total_nbytes(shapes)
     if page_cache == "auto":
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        page_cache = "warm" if 2 * total < memory else "cold"
+        page_cache = _page_cache(total)
     what = f"{total / 1e9:.1f} GB, {form}, {page_cache}"
     say(f"{what}: making the checkpoint")
     # In a process of its own: memory that this one ever had would count as its children's (see
@@ -178,12 +187,81 @@ def measure_form(
         if name == RENAME:
             shutil.copy(output / "config.json", scratch / "config.json")  # LOADED takes it
         shutil.rmtree(output)
+    results, most_cached = _all_rounds(ways, files, source, output, rounds, page_cache, what)
+    shutil.rmtree(source)
+    return Converted(total, len(shapes), form, page_cache, most_cached, results)
+
+
+def measure_operation(
+    remap: str, scratch: Path, nbytes: int, kind: Kind, rounds: int, page_cache: str
+) -> Converted:
+    """Make a checkpoint whose matrices need an operation, copy and convert it in every round,
+    remove it. Arguments as for `measure_form`.
+    """
+    source, output, rules = scratch / "operated", scratch / "output", scratch / "rules.yaml"
+    shapes = kind.shapes(shapes_for(nbytes))
+    total = total_nbytes(shapes)
+    if page_cache == "auto":
+        page_cache = _page_cache(total)
+    what = f"{total / 1e9:.1f} GB, {kind.name}, {page_cache}"
+    say(f"{what}: making the checkpoint")
+    run(
+        [
+            sys.executable,
+            str(HERE / "synthetic.py"),
+            str(source),
+            str(nbytes),
+            FORMS[0],
+            kind.name,
+        ]
+    )
+    rules.write_text(kind.rules, encoding="utf-8")
+    files = [path for path in source.rglob("*") if path.is_file()]
+    operated = [remap, "apply", str(rules), "--verify", "none", "--output", str(output)]
+    for name, path in (
+        ("model", source),
+        ("vision_tower", source / TOWER_CONFIG),
+        ("language_model", source / SPARE_TOKENIZER),
+    ):
+        operated += ["--source", f"{name}={path}"]
+    ways: dict[str, Command] = {
+        COPY: ("cp", "-r", str(source), str(output)),
+        OPERATED: tuple(operated),
+    }
+    run(ways[OPERATED])  # fills the cache of answers
+    shutil.rmtree(output)
+    results, most_cached = _all_rounds(ways, files, source, output, rounds, page_cache, what)
+    shutil.rmtree(source)
+    return Converted(total, len(shapes), kind.name, page_cache, most_cached, results)
+
+
+def _page_cache(total: int) -> str:
+    """The state in which a checkpoint of so many bytes is measured."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return "warm" if 2 * total < memory else "cold"
+
+
+def _all_rounds(
+    ways: dict[str, Command],
+    files: list[Path],
+    source: Path,
+    output: Path,
+    rounds: int,
+    page_cache: str,
+    what: str,
+) -> tuple[Rounds, float]:
+    """Run every way in every round.
+
+    Returns:
+        What each took, and the largest share of the source that stayed in the page cache all the
+        same, where it was dropped from it.
+    """
     results: Rounds = {name: [] for name in ways}
     converted: dict[str, Tensors] = {}
     most_cached = 0.0
     for number in range(rounds):
         for name in list(ways) if number % 2 == 0 else reversed(ways):
-            shutil.rmtree(scratch / "empty", ignore_errors=True)
+            shutil.rmtree(output.parent / "empty", ignore_errors=True)
             os.sync()
             if page_cache == "warm":
                 warm(files)
@@ -198,8 +276,7 @@ def measure_form(
                 converted[name] = _tensors(output)
             shutil.rmtree(output)
         _check_conversions(converted)
-    shutil.rmtree(source)
-    return Converted(total, len(shapes), form, page_cache, most_cached, results)
+    return results, most_cached
 
 
 def _ways(remap: str, scratch: Path, source: Path, output: Path) -> dict[str, Command]:

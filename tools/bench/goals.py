@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from tools.bench.operations import KINDS, Kind
 from tools.bench.results import (
     APPLY,
     CLASSIC,
@@ -16,6 +17,7 @@ from tools.bench.results import (
     FIRST,
     HELP,
     MIB,
+    OPERATED,
     RENAME,
     Converted,
     Results,
@@ -107,6 +109,21 @@ def _growth(way: str) -> Callable[[Results], _Figures]:
     return figures
 
 
+def _by_copy(entry: Converted) -> list[float]:
+    return ratios(entry.ways, OPERATED, COPY)
+
+
+def _operation(
+    kind: Kind, figures: Callable[[Converted], list[float]]
+) -> Callable[[Results], _Figures]:
+    """A figure of the checkpoint that needs an operation."""
+    return lambda results: {
+        f"{entry.nbytes / 1e9:.0f} GB": figures(entry)
+        for entry in results.operations
+        if entry.form == kind.name
+    }
+
+
 def _short(command: str) -> Callable[[Results], _Figures]:
     return lambda results: {"": found} if (found := ratios(results.short, command, EMPTY)) else {}
 
@@ -169,6 +186,14 @@ GOALS = (
         8,
         _where(_warm_gb, lambda entry: ratios(entry.ways, CLASSIC_RENAME, RENAME)),
         at_least=True,
+    ),
+    *(
+        goal
+        for kind in KINDS
+        for goal in (
+            Goal(f"{kind.name}: wall ÷ `cp`", kind.limit, _operation(kind, _by_copy)),
+            Goal(f"{kind.name}: peak memory", kind.peak, _operation(kind, _peaks(OPERATED)), "MiB"),
+        )
     ),
     Goal("dry run of a 7B ÷ `--help` of an empty typer app", 3, _short(DRY_7B)),
     Goal("dry run of a 110B ÷ `--help` of an empty typer app", 6, _short(DRY_110B)),

@@ -20,6 +20,7 @@ COPY, SYNC = "cp -r", "cp -r, then sync"
 RENAME, APPLY, FIRST = "apply, rename only", "apply", "apply for the first time"
 CLASSIC_RENAME, CLASSIC = "classic way, rename only", "classic way"
 LOADED = "from_pretrained, save_pretrained"
+OPERATED = "apply, with the operation"
 #: Commands that move no weights.
 EMPTY, HELP, LINT, LIST = (
     "an empty typer app, --help",
@@ -76,6 +77,7 @@ class Results:
         short: commands that move no weights.
         copied_nbytes: size of the file that ways to copy were tried on.
         copying: these ways, by the state of the page cache.
+        operations: the checkpoints that need a tensor operation; `form` is its name.
     """
 
     machine: list[str]
@@ -84,6 +86,7 @@ class Results:
     short: Rounds = field(default_factory=dict)
     copied_nbytes: int = 0
     copying: dict[str, Rounds] = field(default_factory=dict)
+    operations: list[Converted] = field(default_factory=list)
 
     def write(self, file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -92,9 +95,10 @@ class Results:
 
 def read_results(file: Path) -> Results:
     content = json.loads(file.read_text(encoding="utf-8"))
-    content["converted"] = [
-        Converted(**{**entry, "ways": _rounds(entry["ways"])}) for entry in content["converted"]
-    ]
+    for kind in ("converted", "operations"):
+        content[kind] = [
+            Converted(**{**entry, "ways": _rounds(entry["ways"])}) for entry in content[kind]
+        ]
     content["short"] = _rounds(content["short"])
     content["copying"] = {state: _rounds(ways) for state, ways in content["copying"].items()}
     return Results(**content)
@@ -111,22 +115,35 @@ def together(runs: Sequence[Results]) -> Results:
     if any(run.machine != last.machine for run in runs):
         raise ValueError("the runs are of different machines or versions")
     what = [
-        [(entry.nbytes, entry.form, entry.page_cache) for entry in run.converted] for run in runs
+        [
+            (entry.nbytes, entry.form, entry.page_cache)
+            for entry in (*run.converted, *run.operations)
+        ]
+        for run in runs
     ]
     if any(each != what[-1] for each in what) or any(
         run.copying.keys() != last.copying.keys() for run in runs
     ):
         raise ValueError("the runs measured different things")
-    converted = [
-        replace(
-            same[-1],
-            most_cached=max(entry.most_cached for entry in same),
-            ways=_all_rounds([entry.ways for entry in same]),
-        )
-        for same in zip(*(run.converted for run in runs), strict=True)
-    ]
+    converted, operations = (
+        [
+            replace(
+                same[-1],
+                most_cached=max(entry.most_cached for entry in same),
+                ways=_all_rounds([entry.ways for entry in same]),
+            )
+            for same in zip(*lists, strict=True)
+        ]
+        for lists in ([run.converted for run in runs], [run.operations for run in runs])
+    )
     copying = {state: _all_rounds([run.copying[state] for run in runs]) for state in last.copying}
-    return replace(last, floor=max(run.floor for run in runs), converted=converted, copying=copying)
+    return replace(
+        last,
+        floor=max(run.floor for run in runs),
+        converted=converted,
+        operations=operations,
+        copying=copying,
+    )
 
 
 def _all_rounds(runs: Sequence[Rounds]) -> Rounds:

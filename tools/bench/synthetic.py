@@ -5,7 +5,7 @@ Names, shapes, dtypes and config are those of the manifest of LLaVA-1.5-7B; smal
 fewer layers and nothing else changed. With the one of its two tokenizers the vocabulary grows from
 32000 to 32064, with the other one it stays.
 
-    python synthetic.py FOLDER NBYTES bin|safetensors
+    python synthetic.py FOLDER NBYTES bin|safetensors [OPERATION]
 """
 
 from __future__ import annotations
@@ -18,6 +18,10 @@ from itertools import islice
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # it is run as a file
+
+from tools.bench.operations import KINDS, Shapes
 
 if TYPE_CHECKING:
     import torch
@@ -63,9 +67,6 @@ _SHARD_NBYTES = 5 * 10**9
 #: Random numbers that are made.
 _BLOCK = (1 << 24) + 1
 
-#: Tensor name to dtype ("F16", "F32") and shape.
-Shapes = Mapping[str, tuple[str, tuple[int, ...]]]
-
 
 def shapes_for(nbytes: int) -> Shapes:
     """The tensors of a checkpoint of about `nbytes`, at the least 1.08 GB, at the most the whole
@@ -93,7 +94,7 @@ def total_nbytes(shapes: Shapes) -> int:
     return sum(_ITEM_NBYTES[dtype] * prod(shape) for dtype, shape in shapes.values())
 
 
-def make_checkpoint(folder: Path, nbytes: int, form: str) -> None:
+def make_checkpoint(folder: Path, nbytes: int, form: str, operation: str = "") -> None:
     """Write a checkpoint of about `nbytes` into a new folder: weights in shards of 5 GB, their
     index, config.json; the tower's config and two tokenizers in folders of their own.
 
@@ -103,9 +104,12 @@ def make_checkpoint(folder: Path, nbytes: int, form: str) -> None:
 
     Args:
         form: `bin` (torch.save) or `safetensors`.
+        operation: the name of an operation that the checkpoint's matrices need; empty for none.
     """
     folder.mkdir(parents=True)
     shapes = shapes_for(nbytes)
+    for kind in KINDS:
+        shapes = kind.shapes(shapes) if kind.name == operation else shapes
     config = {
         **_CONFIG,
         **_manifest()["config"],
@@ -310,4 +314,4 @@ def _save_safetensors(file: Path, shapes: Shapes, values: Mapping[str, torch.Ten
 
 
 if __name__ == "__main__":
-    make_checkpoint(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    make_checkpoint(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])

@@ -11,6 +11,7 @@ from tools.bench.results import (
     COPY,
     EMPTY,
     MIB,
+    OPERATED,
     SYNC,
     Converted,
     Results,
@@ -44,6 +45,7 @@ class Table:
 def tables(results: Results) -> list[Table]:
     """All tables that there are figures for; the goals come last."""
     made = [_converted(entry, results.floor) for entry in results.converted]
+    made += [_converted(entry, results.floor) for entry in results.operations]
     made += _growth(results)
     if results.short:
         made.append(
@@ -78,9 +80,8 @@ def _converted(entry: Converted, floor: int) -> Table:
         if entry.page_cache == "warm"
         else f"cold (at most {entry.most_cached:.1%} of the source in it)"
     )
-    title = (
-        f"{entry.nbytes / 1e9:.2f} GB, {entry.tensors} tensors, .{entry.form}, page cache {cache}"
-    )
+    form = entry.form if OPERATED in entry.ways else f".{entry.form}"
+    title = f"{entry.nbytes / 1e9:.2f} GB, {entry.tensors} tensors, {form}, page cache {cache}"
     return _usages(
         title, entry.ways, tuple(base for base in (COPY, SYNC) if base in entry.ways), floor
     )
