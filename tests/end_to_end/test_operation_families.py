@@ -1,5 +1,5 @@
-"""Families whose rule files have tensor operations: small checkpoints of the original classes are
-converted, and transformers computes what the original class did.
+"""Language models under names of their own or with fused matrices: small checkpoints of the
+original classes are converted, and transformers computes what the original class did.
 """
 
 from __future__ import annotations
@@ -12,7 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    Phi3Config,
+    Phi3ForCausalLM,
+)
 
 from llava_remap import apply, revert
 from tests.conftest import CLIP, DATA, RELEASED, Tensors
@@ -121,3 +127,60 @@ def test_internlm2s_own_tokenizer_class_gives_the_same_ids(tmp_path: Path) -> No
         turns, add_generation_prompt=True
     )
     assert prompt == "<|im_start|>user\n<image>\nWhat?<|im_end|>\n<|im_start|>assistant\n"
+
+
+def phi3(folder: Path) -> Path:
+    """A small Phi-3 of transformers, and what it computes."""
+    config = Phi3Config(
+        vocab_size=128, hidden_size=64, intermediate_size=112, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=256,
+        original_max_position_embeddings=256, pad_token_id=0, sliding_window=200,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = Phi3ForCausalLM._from_config(config, attn_implementation="eager").eval()
+    ids = torch.randint(3, 120, (1, 40))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += torch.randn_like(parameter) * 0.1
+        logits = model(input_ids=ids, use_cache=False).logits
+    model.save_pretrained(folder)
+    save_file({"ids": ids, "logits": logits}, folder / "logits.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "named", [{}, {"architectures": ["LlavaPhiForCausalLM"], "model_type": "llava_phi"}]
+)
+def test_phi_3_stays_fused(named: dict[str, object], tmp_path: Path) -> None:
+    """As xtuner saves it, a language model and a projector, and as LLaVA++ does."""
+    original = phi3(tmp_path / "phi3")
+    source = llava(original, tmp_path / "source")
+    config = json.loads((source / "config.json").read_text()) | named
+    (source / "config.json").write_text(json.dumps(config))
+    apply("llava-phi-3", [source, f"vision_tower={CLIP}"], "out")
+    assert json.loads(Path("out/config.json").read_text())["text_config"]["model_type"] == "phi3"
+    assert far(Path("out"), original) < NEAR
+
+
+def test_phi_3_that_xtuner_divided_is_llama(tmp_path: Path) -> None:
+    """xtuner's convert_phi_to_llama.py divides both matrices into equal chunks."""
+    original = phi3(tmp_path / "phi3")
+    source = llava(original, tmp_path / "source")
+    divided: Tensors = {}
+    for name, tensor in load_file(source / "model.safetensors").items():
+        for fused, parts in {"qkv_proj": ("q", "k", "v"), "gate_up_proj": ("gate", "up")}.items():
+            if fused in name:
+                chunks = zip(parts, tensor.chunk(len(parts)), strict=True)
+                divided |= {
+                    name.replace(fused, f"{part}_proj"): chunk.clone() for part, chunk in chunks
+                }
+                break
+        else:
+            divided[name] = tensor
+    save_file(divided, source / "model.safetensors", {"format": "pt"})
+    config = json.loads((source / "config.json").read_text())
+    del config["embd_pdrop"], config["resid_pdrop"]  # as the script does, and no other key
+    config |= {"architectures": ["LlavaLlamaForCausalLM"], "model_type": "llava_llama"}
+    (source / "config.json").write_text(json.dumps(config))
+    apply("llava-phi-3-xtuner", [source, f"vision_tower={CLIP}"], "out")
+    assert far(Path("out"), original) < NEAR
