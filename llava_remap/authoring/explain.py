@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from llava_remap.authoring.name_set import NameSet, read_names
-from llava_remap.core.problem import refuse
+from llava_remap.core.problem import RemapError, refuse
+from llava_remap.planning.boxes import Box, Shape
 from llava_remap.rewrite import Rewrite, compile_all, contradictions
-from llava_remap.rulefile import RuleFile
+from llava_remap.rulefile import Operation, RuleFile
 
 #: How many rules are named for a name that no rule took.
 MOST_NEAREST = 3
@@ -23,9 +24,10 @@ class ExplainedStep(NamedTuple):
     """A rule that took a name.
 
     Attributes:
-        rule: `prepare/ID` or `names/ID`.
+        rule: `prepare/ID`, `names/ID` or `tensors/ID`.
         pattern, makes: as the rule file has them; `makes` is None for a drop, empty for a wrapper.
-        after: the name behind the rule; None for a drop.
+            Of an operation, the templates of `from` or `to`.
+        after: the name behind the rule; None for a drop. Of an operation, the new names.
     """
 
     rule: str
@@ -42,6 +44,31 @@ class NearRule(NamedTuple):
     why: str
 
 
+class Move(NamedTuple):
+    """A region of a tensor, and where an operation puts it.
+
+    Attributes:
+        taken: the region of the tensor, `it`, in words.
+        placed: the region of the new tensor in words, or why the region is dropped.
+        taken_box: the region of the tensor.
+        placed_box: the region of the new tensor; None for a region that is dropped.
+    """
+
+    taken: str
+    placed: str
+    taken_box: Box
+    placed_box: Box | None
+
+    def to_json(self) -> dict[str, Any]:
+        box = self.placed_box
+        return {
+            "words": f"{self.taken} → {self.placed}",
+            "target": None if box is None else box.name,
+            "taken": self.taken_box.to_json(),
+            "placed": None if box is None else box.to_json(),
+        }
+
+
 class LeftOut(NamedTuple):
     """A rule whose `when` doesn't hold for the checkpoint, with the reasons."""
 
@@ -55,11 +82,14 @@ class Explanation:
 
     Attributes:
         nearest: for an unmapped name, the rules that nearly match it, the nearest first.
+        moves: for a tensor that an operation takes, where its numbers go; empty where sizes aren't
+            known.
     """
 
     rewrite: Rewrite
     steps: tuple[ExplainedStep, ...]
     nearest: tuple[NearRule, ...]
+    moves: tuple[Move, ...] = ()
 
     @property
     def outcome(self) -> Literal["mapped", "dropped", "unmapped"]:
@@ -68,12 +98,27 @@ class Explanation:
         return "dropped" if self.rewrite.reason is not None else "unmapped"
 
     def to_json(self) -> dict[str, Any]:
-        return {
+        """An entry of the JSON. `operation` is there for a tensor that an operation takes; it has
+        the new names then, and `target` is null.
+        """
+        found = {
             "outcome": self.outcome,
             "target": self.rewrite.target,
             "reason": self.rewrite.reason,
             "steps": [step._asdict() for step in self.steps],
             "nearest": [near._asdict() for near in self.nearest],
+        }
+        if (operated := self.rewrite.operated) is None:
+            return found
+        return {
+            **found,
+            "target": None,
+            "operation": {
+                "rule": operated.rule.label,
+                "does": str(operated.rule.operation),
+                "targets": operated.makes,
+                "moves": [move.to_json() for move in self.moves],
+            },
         }
 
 
@@ -90,7 +135,7 @@ class Explainer:
         everything = compile_all(rules)
         self.program = everything.given(names, config)
         prepared = [self.program.rewrite(name).prepared for name in names]
-        counting = {rule.label for rule in self.program.rules}
+        counting = {rule.label for rule in self.program.everything}
         self.left_out = tuple(
             LeftOut(
                 rule.label,
@@ -99,6 +144,7 @@ class Explainer:
             for listed, seen, where in (
                 (everything.prepare, names, "as it is stored"),
                 (everything.names, prepared, "after `prepare`"),
+                (everything.tensors, prepared, "after `prepare`"),
             )
             for rule in listed
             if rule.when is not None and rule.label not in counting
@@ -109,9 +155,15 @@ class Explainer:
             rule.label: rule.kind.describe()
             for rule in (*everything.prepare, *self._names.values())
         }
+        self._described |= {
+            compiled.label: _described(compiled.operation) for compiled in everything.tensors
+        }
 
-    def explain(self, rewrite: Rewrite) -> Explanation:
+    def explain(self, rewrite: Rewrite, moves: Sequence[Move] = ()) -> Explanation:
         """What the program made of a name, explained.
+
+        Args:
+            moves: where an operation puts the tensor's numbers.
 
         Raises:
             RemapError: LR206 if a regex hit its time limit.
@@ -121,7 +173,8 @@ class Explainer:
             for step in rewrite.trace
         )
         is_unmapped = rewrite.target is None and rewrite.reason is None
-        return Explanation(rewrite, steps, self._nearest(rewrite.prepared) if is_unmapped else ())
+        nearest = self._nearest(rewrite.prepared) if is_unmapped else ()
+        return Explanation(rewrite, steps, nearest, tuple(moves))
 
     def _nearest(self, name: str) -> tuple[NearRule, ...]:
         """Rules with anything in common with the name, by how far they match it and then by how
@@ -163,12 +216,14 @@ class ExplainedNames:
     Attributes:
         left_out: rules whose `when` doesn't hold for these names and their config.
         aside: for a source from which not all names are taken: how many are, and why, in words.
+        unknown: why nothing says where an operation puts the numbers of some tensors.
     """
 
     rules: RuleFile
     names: tuple[ExplainedName, ...]
     left_out: tuple[LeftOut, ...]
     aside: Mapping[str, str]
+    unknown: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -179,8 +234,18 @@ class ExplainedNames:
             },
             "left_out": [{"rule": left.rule, "why": list(left.why)} for left in self.left_out],
             "aside": dict(self.aside),
+            "sizes_unknown": self.unknown or None,
             "names": [name.to_json() for name in self.names],
         }
+
+
+def _described(operation: Operation) -> tuple[str, str]:
+    """The templates of `from` and of `to`; a part that is dropped has none."""
+    sources, targets = (
+        " + ".join("(dropped)" if end.names is None else end.names.text for end in ends)
+        for ends in (operation.sources, operation.targets)
+    )
+    return sources, targets
 
 
 def explainer_for(rules: RuleFile, given: Sequence[str], *, offline: bool = False) -> Explainer:
@@ -226,11 +291,63 @@ def explain_names(
         rewrites += [
             ("", name, explainer.program.rewrite(name)) for name in wanted if name not in there
         ]
+    moves, unknown = _NO_MOVES, ""
+    if any(rewrite.operated is not None for _, _, rewrite in rewrites):
+        moves, unknown = _moves(rules, given, known, offline)
     entries = tuple(
-        ExplainedName(source, name, explainer.explain(rewrite))
+        ExplainedName(
+            source,
+            name,
+            explainer.explain(
+                rewrite, () if rewrite.operated is None else moves.get((source, name), ())
+            ),
+        )
         for source, name, rewrite in rewrites
     )
-    return ExplainedNames(rules, entries, explainer.left_out, known.aside)
+    return ExplainedNames(rules, entries, explainer.left_out, known.aside, unknown)
+
+
+_Moves = Mapping[tuple[str, str], Sequence[Move]]
+_NO_MOVES: _Moves = {}
+
+
+def _moves(
+    rules: RuleFile, given: Sequence[str], known: NameSet, offline: bool
+) -> tuple[_Moves, str]:
+    """Where operations put the numbers of each tensor, by source and name; and why it isn't known
+    of some.
+    """
+    from llava_remap.jobs.apply import Options, plan_mapping
+    from llava_remap.planning.regions import in_words
+
+    if not given:
+        return {}, "no checkpoint is given, so sizes aren't known"
+    if known.names_alone:
+        return {}, "only names are known of the checkpoint, and no sizes"
+    if rules.text.target is None or not rules.text.target.is_said:
+        return {}, "the rule file has no target, so sizes aren't known"
+    try:
+        plan = plan_mapping(rules.path, given, Options(dry_run=True, offline=offline)).plan
+    except RemapError as error:
+        return {}, f"sizes aren't known: {error.problems[0].cause}"
+    moves: dict[tuple[str, str], list[Move]] = {}
+    shapes: dict[tuple[str, str], Shape] = {}
+    for mapped in plan.mapped:
+        for part in mapped.parts:
+            at = part.source, part.taken.name
+            shapes[at] = part.shape
+            taken = in_words(part.taken, part.shape, "it")
+            placed = in_words(part.placed, mapped.shape_before)
+            moves.setdefault(at, []).append(Move(taken, placed, part.taken, part.placed))
+    for dropped in plan.dropped:
+        if dropped.box is not None:
+            at = dropped.source, dropped.name
+            taken = in_words(dropped.box, shapes[at], "it")
+            moves[at].append(Move(taken, f"dropped: {dropped.reason}", dropped.box, None))
+    for found in moves.values():
+        found.sort(key=lambda move: move.taken_box.start)
+    refused = next((problem for problem in plan.problems if problem.place is not None), None)
+    return moves, "" if refused is None else refused.cause
 
 
 def _read(rules: RuleFile, given: Sequence[str], names: Sequence[str], offline: bool) -> NameSet:

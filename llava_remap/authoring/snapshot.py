@@ -28,7 +28,8 @@ _FIX = (
 _AGAIN = (
     "If the new result is right, delete the file and run `rules test RULES --source SRC --update`."
 )
-#: The new name, or None; the rule that dropped the name, or None.
+#: The new name, or None, of a tensor that an operation takes the new names and what it does; the
+#: rule that dropped the name, or None.
 Outcome = tuple[str | None, str | None]
 
 
@@ -167,7 +168,10 @@ def _taken(rules: RuleFile, names: NameSet) -> Snapshot:
             template.match(program.rewrite(name).prepared) is not None for template in select
         )
         dropped_by = rewrite.rules[-1] if rewrite.reason is not None else None
-        outcomes[source][name] = (rewrite.target, dropped_by) if taken else ("(not selected)", None)
+        target = rewrite.target
+        if (operated := rewrite.operated) is not None:
+            target = f"{', '.join(operated.makes)} ({operated.rule.operation})"
+        outcomes[source][name] = (target, dropped_by) if taken else ("(not selected)", None)
         if source == rules.first_source:
             prepared.append(rewrite.prepared)
     return Snapshot(names, outcomes, not contradictions(rules.text.detect, prepared, names.config))
@@ -193,11 +197,10 @@ def _differences(old: Snapshot, new: Snapshot) -> list[Difference]:
 
 def _asked(rules: RuleFile) -> set[str]:
     """The keys of the config that `detect` and the rules ask for."""
-    conditions = [
-        rules.text.detect,
-        *(rule.when for rule in (*rules.text.prepare, *rules.text.names) if rule.when is not None),
-    ]
-    return {key for condition in conditions for key in (*condition.config, *condition.config_not)}
+    listed = (rules.text.prepare, rules.text.names, rules.text.tensors)
+    conditions = [rule.when for rules_of_one in listed for rule in rules_of_one]
+    said = [rules.text.detect, *filter(None, conditions)]
+    return {key for condition in said for key in (*condition.config, *condition.config_not)}
 
 
 def _file_name(names: NameSet) -> str:

@@ -128,6 +128,7 @@ def print_explanation(console: Console, explained: ExplainedNames) -> None:
             f"  {left.rule} is left out, since its `when` doesn't hold: {'; '.join(left.why)}"
             for left in explained.left_out
         ),
+        *([f"  {explained.unknown}"] if explained.unknown else []),
     )
     chains: dict[_Names, list[ExplainedName]] = {}
     for entry in sorted(
@@ -158,22 +159,34 @@ def _chain(entries: Sequence[ExplainedName], width: int) -> Iterator[str | Text]
     for step in first.steps:
         makes = "dropped" if step.makes is None else step.makes or "taken out"
         yield Text.assemble((step.rule, "bold"), f": {step.pattern} → {makes}")
+    if (operated := first.rewrite.operated) is not None:
+        yield Text(f"  {operated.rule.operation}", "dim")
     if first.outcome == "dropped":
         yield Text(f"  {first.rewrite.reason}", "dim")
     elif first.outcome == "unmapped":
         yield Text("unmapped: no rule of `names` takes it", "bold red")
-    for names, nearest in _folded(
-        (_stations(entry), entry.explanation.nearest) for entry in entries
-    ):
+    rows = []
+    for entry in entries:
+        names, moves = _stations(entry), entry.explanation.moves
+        places = tuple(text for move in moves for text in (move.taken, move.placed))
+        rows.append(((*names, *places), (len(names), entry.explanation.nearest)))
+    for row, (count, nearest) in _folded(rows):
+        names, places = row[:count], row[count:]
         whole = f"  {' → '.join(names)}"
         steps = (f"  {names[0]}", *(f"    → {name}" for name in names[1:]))
         yield from (whole,) if len(whole) <= width else steps
+        moved = zip(places[::2], places[1::2], strict=True)
+        yield from (f"    {taken} → {placed}" for taken, placed in moved)
         yield from (f"    {near.rule} ({near.pattern}): {near.why}" for near in nearest)
 
 
 def _stations(entry: ExplainedName) -> _Names:
-    """A name and everything that it became, each once."""
-    became = (entry.explanation.rewrite.source, *(step.after for step in entry.explanation.steps))
+    """A name and everything that it became, each once. What an operation makes is left out where
+    its moves say it.
+    """
+    explanation = entry.explanation
+    steps = explanation.steps[:-1] if explanation.moves else explanation.steps
+    became = (explanation.rewrite.source, *(step.after for step in steps))
     return tuple(dict.fromkeys((entry.name, *filter(None, became))))
 
 

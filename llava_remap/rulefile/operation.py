@@ -45,6 +45,12 @@ class Seen:
         if self.axes and len(self.axes) < self.axis + len(self.view):
             raise PatternError("`axes` names all axes that `view` makes")
 
+    def __str__(self) -> str:
+        """In words: `axis 0 as [heads, *, 2], axes in the order [0, 2, 1]`."""
+        words = [f"axis {self.axis} as [{', '.join(map(str, self.view))}]"] if self.view else []
+        words += [f"axes in the order {list(self.axes)}"] if self.axes else []
+        return ", ".join(words)
+
     @property
     def symbols(self) -> set[str]:
         """The names of `let` in it."""
@@ -195,6 +201,18 @@ class Operation:
             raise PatternError(f"`{min(unknown)}` is no name of `let`")
         if unused := {*self.sizes} - used:
             raise PatternError(f"no view has the name `{min(unused)}` of `let`")
+
+    def __str__(self) -> str:
+        """What it does, in words, without names: `split along axis 0`."""
+        along = ("concatenated along", "split along")[self.divides]
+        stacked = ("stacked along", "unstacked along")[self.divides]
+        words = [f"{along} axis {self.join.along}"] if self.join.along is not None else []
+        words += [f"{stacked} axis {self.join.stacked}"] if self.join.stacked is not None else []
+        words += [f"seen with {self.seen}"] if self.seen != AS_STORED else []
+        words += [
+            f"`{part.names}` seen with {part.seen}" for part in self.parts if part.seen != AS_STORED
+        ]
+        return ", ".join(words)
 
     @property
     def divides(self) -> bool:

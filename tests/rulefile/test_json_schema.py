@@ -66,6 +66,27 @@ def test_everything_is_described() -> None:
 
 
 RULE = "names:\n  - "
+OPERATION = "tensors:\n  - "
+
+
+def test_operations_and_their_tests_follow_it() -> None:
+    text = """
+schema: 1
+tensors:
+  - id: parts
+    from: '{m...}.fused'
+    to: [{name: '{m}.q', view: [heads, '*', 2], axes: [0, 2, 1]}, '{m}.k', {drop: padding, size: 3}]
+    how: {view: ['*', size], axis: 1, split: 0}
+    let: {heads: target.text_config.num_attention_heads, size: target.text_config.head_dim}
+  - {id: all, from: '{m...}.{e:each}.w', to: '{m}.w', how: {stack: 0}, optional: true}
+tests:
+  - {from: [a.0.w, a.1.w], to: a.w, values: {from: [[1], [2]], to: [[1], [2]]}}
+  - from: a.fused
+    to: [a.q, a.k]
+    shapes: {from: [9, 4], to: [[4, 4], [2, 4]]}
+    given: {target: {text_config.head_dim: 2}}
+"""
+    jsonschema.validate(yaml.safe_load(text), SCHEMA)
 
 
 @pytest.mark.parametrize(
@@ -78,6 +99,10 @@ RULE = "names:\n  - "
         f"schema: 1\n{RULE}{{id: a, from: x, to: y, drop: z}}\n",
         f"schema: 1\n{RULE}{{id: A b, from: x, to: y}}\n",
         f"schema: 1\n{RULE}{{id: a, from: x, to: y, when: {{presnt: [z]}}}}\n",
+        f"schema: 1\n{OPERATION}{{id: a, from: x, to: [y, z], how: {{split: 0, stack: 1}}}}\n",
+        f"schema: 1\n{OPERATION}{{id: a, from: x, to: {{drop: z, name: z}}, how: {{split: 0}}}}\n",
+        f"schema: 1\n{OPERATION}{{id: a, from: x, to: [y, {{view: [2, 3]}}], how: {{split: 0}}}}\n",
+        f"schema: 1\n{OPERATION}{{id: a, from: x, to: y, how: {{}}, let: {{h: source.a}}}}\n",
         f"schema: 1\n{RULE}{{id: a, from: x, to: y, one_way: false}}\n",
         f"schema: 1\n{RULE}{{id: a, match: x, replace: y, reverse: {{match: z}}}}\n",
         "schema: 1\ntests:\n  - {from: x, to: y, dropped: true}\n",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Discriminator, Field, PrivateAttr, Tag, model_validator
+from pydantic import ConfigDict, Discriminator, Field, PrivateAttr, Tag, model_validator
 
 from llava_remap.rulefile.operation import AS_STORED, REST, End, Join, Operation, Seen
 from llava_remap.rulefile.schema.part import (
@@ -13,6 +13,7 @@ from llava_remap.rulefile.schema.part import (
     Part,
     TemplateText,
     check,
+    either,
 )
 from llava_remap.rulefile.template import PatternError, Template
 
@@ -57,6 +58,8 @@ class _View(Part):
 
 class SeenTensor(_View):
     """A part that is seen otherwise than it is stored, or a part that is dropped."""
+
+    model_config = either(("name",), ("drop",))
 
     name: TemplateText | None = Field(None, description="template of its name")
     drop: str | None = Field(
@@ -116,6 +119,19 @@ class How(_View):
     """What an operation does. `view` and `axes` say how the one tensor is seen that is divided, or
     that the others are put together to.
     """
+
+    # For editors: the whole is divided or put together; the validator says the same.
+    model_config = ConfigDict(
+        json_schema_extra={
+            "not": {
+                "anyOf": [
+                    {"required": [divides, joins]}
+                    for divides in ("split", "unstack")
+                    for joins in ("concat", "stack")
+                ]
+            }
+        }
+    )
 
     split: Axis | None = Field(
         None, description="the axis along which the tensor is divided, in the order of `to`"
