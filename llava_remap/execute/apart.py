@@ -11,7 +11,7 @@ from llava_remap.planning import Part
 
 #: Bytes of the target tensor in a window: of rows that stay whole, and of exchanged axes. A wide
 #: window makes long runs of the latter.
-_ROWS_NBYTES, _ELEMENTS_NBYTES = 4 << 20, 32 << 20
+_ROWS_NBYTES, _ELEMENTS_NBYTES = 1 << 20, 32 << 20
 #: Bytes of a row that stays whole.
 _ROW_NBYTES = 512
 #: Bytes of a source that are read at once.

@@ -22,6 +22,7 @@ from llava_remap.checkpoint import Tensor, readable
 from llava_remap.core import DTYPE_BITS
 from llava_remap.core.dtypes import cast
 from llava_remap.execute.apart import READ_NBYTES, window_nbytes
+from llava_remap.execute.merge import BLOCK_ELEMENTS, Merged
 from llava_remap.execute.values import CHUNK_NBYTES, is_plain, read, too_short
 from llava_remap.planning import Axis, Block, Part, blocks_between
 
@@ -41,6 +42,7 @@ def in_order(
     start: int,
     stop: int,
     on_read: Callable[[], None],
+    merged_of: Callable[[Part], Merged | None] = lambda part: None,
 ) -> Iterator[bytes]:
     """A run of a target tensor's bytes.
 
@@ -50,16 +52,25 @@ def in_order(
         dtype: the dtype that is written.
         start, stop: the run, from the tensor's first byte in that dtype.
         on_read: called before every window.
+        merged_of: gives the sum, if a pair is added to the source tensor of a part.
 
     Raises:
-        RemapError: LR102 if a source has become shorter or can't be read.
+        RemapError: LR102 if a source has become shorter or can't be read; as `Merged.block`.
     """
     width = DTYPE_BITS[dtype] // 8
     begin, last = start // width, -(-stop // width)
     step = min(window_nbytes(parts, width) // width, last - begin)
     memory = np.empty(step, f"u{width}")
     with ExitStack() as stack:
-        sources = [(part, _Source(tensor_of(part), dtype, stack)) for part in parts]
+        sources: list[tuple[Part, _Source | _Sum]] = []
+        for part in parts:
+            merged = merged_of(part)
+            source = (
+                _Source(tensor_of(part), dtype, stack)
+                if merged is None
+                else _Sum(merged, part.shape[1])
+            )
+            sources.append((part, source))
         for first in range(begin, last, step or 1):
             on_read()
             window = memory[: last - first]
@@ -118,16 +129,11 @@ class _Source:
         for axis in reversed(outer):
             strides[axis] = step
             step *= axis.size
-        sizes = [axis.size for axis in block.axes]
         _copy(
-            as_strided(values, sizes, [strides[axis] * values.itemsize for axis in block.axes]),
-            as_strided(
-                window[block.placed :],
-                sizes,
-                [axis.placed * window.itemsize for axis in block.axes],
-            ),
+            _strided(values, block.axes, [strides[axis] for axis in block.axes]),
+            _strided(window[block.placed :], block.axes, [axis.placed for axis in block.axes]),
         )
-        return prod(sizes)
+        return prod(axis.size for axis in block.axes)
 
     def _read(self, first: int, outer: Sequence[Axis], span: int, step: int) -> NDArray[Any]:
         """Runs of `span` elements, each `step` elements behind the one before it, in the dtype that
@@ -158,6 +164,49 @@ class _Source:
             if (count := os.preadv(self._file, [run], offset)) == 0:
                 raise too_short(self._path, len(run))
             run, offset = run[count:], offset + count
+
+
+class _Sum:
+    """A source tensor with a LoRA pair added to it, a block of rows at a time."""
+
+    def __init__(self, merged: Merged, columns: int) -> None:
+        self._merged, self._columns = merged, columns
+
+    def place(self, block: Block, window: NDArray[Any]) -> int:
+        """As that of a source without a pair."""
+        columns, axes = self._columns, block.axes
+        end = block.taken + sum((axis.size - 1) * axis.taken for axis in axes)
+        top, bottom = block.taken // columns, end // columns + 1
+        if bottom - top > 1 and (size := (bottom - top) * columns) > BLOCK_ELEMENTS:
+            axis = max(axes, key=lambda axis: axis.taken)
+            count = max(1, axis.size * BLOCK_ELEMENTS // size)
+            return sum(
+                self.place(block.between(axis, at, min(at + count, axis.size)), window)
+                for at in range(0, axis.size, count)
+            )
+        # If each axis counts rows or columns, no other columns are computed.
+        left = block.taken % columns
+        right = left + 1 + sum((a.size - 1) * a.taken for a in axes if a.taken < columns)
+        if right > columns or any(a.taken >= columns and a.taken % columns for a in axes):
+            left, right = 0, columns
+        made = self._merged.block(top, bottom, slice(left, right))
+        values = np.frombuffer(made, window.dtype)[block.taken - top * columns - left :]
+        _copy(
+            _strided(values, axes, [_among(axis.taken, columns, right - left) for axis in axes]),
+            _strided(window[block.placed :], axes, [axis.placed for axis in axes]),
+        )
+        return prod(axis.size for axis in axes)
+
+
+def _among(step: int, columns: int, kept: int) -> int:
+    """A step through a matrix, if so many of its columns are kept."""
+    rows, rest = divmod(step, columns)
+    return rows * kept + rest
+
+
+def _strided(values: NDArray[Any], axes: Sequence[Axis], steps: Sequence[int]) -> NDArray[Any]:
+    strides = [step * values.itemsize for step in steps]
+    return as_strided(values, [axis.size for axis in axes], strides)
 
 
 def _copy(taken: NDArray[Any], placed: NDArray[Any]) -> None:

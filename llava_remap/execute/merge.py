@@ -24,7 +24,46 @@ from llava_remap.execute.values import rows
 Matrix = NDArray[np.float64]
 
 #: Elements computed at once: enough for a fast product, at 8 MB for each of its half dozen arrays.
-_BLOCK_ELEMENTS = 1 << 20
+BLOCK_ELEMENTS = 1 << 20
+
+
+class Merged:
+    """The sum for one tensor of a base, rounded to a dtype.
+
+    Args:
+        w, a, b: [rows, columns], [rank, columns] and [rows, rank].
+        dtype: the dtype that the sum is rounded to.
+    """
+
+    def __init__(self, w: Tensor, a: Tensor, b: Tensor, scale: float, dtype: str) -> None:
+        self._w, self._b, self._dtype = w, b, dtype
+        self._a, self._scale = rows(a, 0, a.shape[0]), scale
+        self._product: tuple[slice, _Product] | None = None
+
+    def block(self, first: int, last: int, columns: slice) -> bytes:
+        """Rows first..last of some columns, as bytes in row-major order.
+
+        Raises:
+            RemapError: LR406 for values that are inf or NaN, or become so in the dtype; LR102 if a
+                source has become shorter.
+        """
+        with _judged_later():
+            if self._product is None or self._product[0] != columns:
+                fine = self._dtype in ("F32", "F64")
+                factors = _Product(self._a[:, columns], self._scale, fine=fine)
+                self._product = columns, factors
+            product = self._product[1]
+            total = product.of(rows(self._b, first, last)) + rows(self._w, first, last)[:, columns]
+            made = from_float64(total, self._dtype)
+        if not is_finite(made, self._dtype).all():
+            raise refuse(
+                "LR406",
+                f"`{self._w.name}`, with what `{self._b.name}` adds, has values that are inf or "
+                f"NaN or don't fit into {self._dtype}.",
+                "Look for large values in the base, and at the adapter's alpha.",
+                [self._w.name],
+            )
+        return made
 
 
 def merged_bytes(
@@ -33,33 +72,20 @@ def merged_bytes(
     """A run of the merged tensor's bytes, a block of rows at a time.
 
     Args:
-        w, a, b: [rows, columns], [rank, columns] and [rows, rank].
-        dtype: the dtype that the sum is rounded to.
+        w, a, b, scale, dtype: as for `Merged`.
         start, stop: the run, counted in that dtype, in row-major order, from the first byte.
 
     Raises:
-        RemapError: LR406 for values that are inf or NaN, or become so in the dtype; LR102 if a
-            source has become shorter.
+        RemapError: as `Merged.block`.
     """
     if start == stop:
         return
     columns = w.shape[1]
     width = columns * DTYPE_BITS[dtype] // 8
-    last, step = -(-stop // width), max(1, _BLOCK_ELEMENTS // columns)
-    with _judged_later():
-        product = _Product(rows(a, 0, a.shape[0]), scale, fine=dtype in ("F32", "F64"))
+    last, step = -(-stop // width), max(1, BLOCK_ELEMENTS // columns)
+    merged = Merged(w, a, b, scale, dtype)
     for row in range(start // width, last, step):
-        end = min(row + step, last)
-        with _judged_later():
-            made = from_float64(product.of(rows(b, row, end)) + rows(w, row, end), dtype)
-        if not is_finite(made, dtype).all():
-            raise refuse(
-                "LR406",
-                f"`{w.name}`, with what `{b.name}` adds, has values that are inf or NaN or "
-                f"don't fit into {dtype}.",
-                "Look for large values in the base, and at the adapter's alpha.",
-                [w.name],
-            )
+        made = merged.block(row, min(row + step, last), slice(None))
         yield made[max(start - row * width, 0) : stop - row * width]
 
 

@@ -46,13 +46,17 @@ def working_nbytes(plan: Plan, recipe: Recipe, jobs: int = 1) -> int:
 
 def _computed(entry: Mapped) -> int:
     nbytes = _CHUNK
-    if lies_apart(entry.parts):
+    is_renamed = len(entry.parts) == 1 and entry.parts[0].is_whole
+    if lies_apart(entry.parts) or (entry.loras and not is_renamed):
         nbytes += needed_nbytes(entry.parts, DTYPE_BITS[entry.dtype] // 8)
-    if entry.lora is not None:
-        rows, columns = entry.shape_before
+    merged = 0
+    for lora in entry.loras:
+        rows, columns = entry.shape_of(lora.base)
         block = min(rows, max(1, _MERGED // max(1, columns)))
-        factors = entry.lora.rank * (columns + block)
-        nbytes += 8 * (_MERGED_IN * block * columns + _FACTORS_IN * factors)
+        factors = lora.rank * (columns + block)
+        merged = max(merged, 8 * _MERGED_IN * block * columns)
+        nbytes += 8 * _FACTORS_IN * factors
+    nbytes += merged
     if entry.post_load is not None:
         before, after = entry.post_load.before or (0,), entry.shape
         new = after[0] - before[0] if after else 0

@@ -23,7 +23,7 @@ from llava_remap.execute.values import (
     read_exactly,
     taken_between,
 )
-from llava_remap.planning import Mapped, Part, PostLoadChange
+from llava_remap.planning import AddLora, Mapped, Part, PostLoadChange
 from llava_remap.post_load import OldBytes
 from llava_remap.post_load.run import PostLoadRules
 from llava_remap.routing import SourceName
@@ -123,18 +123,25 @@ class Recipe:
         """A run of the bytes that a target tensor has before post-load rules, in the dtype that is
         written.
         """
-        if entry.lora is not None:
+        if entry.loras and len(entry.parts) == 1 and entry.parts[0].is_whole:
             from llava_remap.execute.merge import merged_bytes
 
-            assert entry.lora.scale is not None, "only a manifest has no scale"
-            w = self._tensor(entry.parts[0])
-            a, b = (find(self.checkpoints, matrix) for matrix in (entry.lora.a, entry.lora.b))
-            yield from merged_bytes(w, a, b, entry.lora.scale, entry.dtype, start, stop)
+            yield from merged_bytes(*self._summands(entry.loras[0]), entry.dtype, start, stop)
             return
-        if lies_apart(entry.parts):
+        if entry.loras or lies_apart(entry.parts):
             from llava_remap.execute.gather import in_order
+            from llava_remap.execute.merge import Merged
 
-            yield from in_order(entry.parts, self._tensor, entry.dtype, start, stop, self.on_read)
+            merged = {lora.base: Merged(*self._summands(lora), entry.dtype) for lora in entry.loras}
+            yield from in_order(
+                entry.parts,
+                self._tensor,
+                entry.dtype,
+                start,
+                stop,
+                self.on_read,
+                lambda part: merged.get(SourceName(part.source, part.taken.name)),
+            )
             return
         for part, first, last in taken_between(entry.parts, _width(entry.dtype), start, stop):
             yield from _run(self._tensor(part), first, last, entry.dtype)
@@ -145,13 +152,18 @@ class Recipe:
         stored = replace(
             entry,
             dtype=entry.stored_dtype,
-            then=tuple(step for step in entry.then if step is entry.lora),
+            then=tuple(step for step in entry.then if isinstance(step, AddLora)),
         )
         row = entry.shape_before[1:]
         width = prod(row) * _width(stored.dtype)
         raw = gathered(self._moved(stored, start * width, stop * width), (stop - start) * width)
         values = numbers(memoryview(raw), stored.dtype).reshape(stop - start, *row)
         return values if as_stored else values.astype("f8")
+
+    def _summands(self, lora: AddLora) -> tuple[Tensor, Tensor, Tensor, float]:
+        assert lora.scale is not None, "only a manifest has no scale"
+        w, a, b = (find(self.checkpoints, name) for name in (lora.base, lora.a, lora.b))
+        return w, a, b, lora.scale
 
     def _tensor(self, part: Part) -> Tensor:
         """The source tensor of a part."""

@@ -104,9 +104,9 @@ def record_nbytes(plan: Plan, rule_files: Iterable[str]) -> int:
         for e in plan.mapped
     )
     mapped += sum(
-        _RECORDED + len(e.lora.a.name) + len(e.lora.b.name)
+        _RECORDED + sum(len(origin.name) for origin in (lora.base, lora.a, lora.b))
         for e in plan.mapped
-        if e.lora is not None
+        for lora in e.loras
     )
     mapped += sum(
         _RECORDED + len(a.target) + len(a.of) + len(a.source.name) + sum(map(len, a.rules))

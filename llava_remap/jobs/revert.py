@@ -363,13 +363,14 @@ class _Moved(NamedTuple):
             changed_by: name of a tensor → the post-load rule that didn't keep all of it.
         """
         holder = self.holder
-        if holder.lora is not None:
-            return f"was merged with `{holder.lora.a.name}` and rounded"
+        is_tied = holder.target != self.target
+        if merged := [lora for lora in holder.loras if is_tied or lora.base == self.origin]:
+            return f"was merged with `{merged[0].a.name}` and rounded"
         if holder.target in changed_by:
             return f"changed by `{changed_by[holder.target]}`, which doesn't keep what was there"
         if holds(holder.dtype, self.dtype):
             return ""
-        if holder.target != self.target:
+        if is_tied:
             return f"was {self.dtype}; it is tied to `{holder.target}`, which is {holder.dtype}"
         return f"was {self.dtype}; it is {holder.dtype} now"
 

@@ -129,8 +129,20 @@ def build_plan(
             first.config or {},
             as_source=rules.target.as_ is not None,
         )
-        provided = {name: found[0].tensor.shape for name, found in match.providers.items()}
-        found_problems += pair_problems(routes.pairs, provided, match.tied, target.transposed)
+        shared = {*match.tied, *match.tied.values()}
+        found_problems += pair_problems(
+            [pair for pair in routes.pairs if pair.rewrite.operated is None],
+            {name: found[0].tensor.shape for name, found in match.providers.items()},
+            shared,
+            target.transposed,
+            match.operations.provided,
+        )
+        found_problems += pair_problems(
+            [pair for pair in routes.pairs if pair.rewrite.operated is not None],
+            match.operated,
+            match.operated_of(shared),
+            match.operated_of(target.transposed),
+        )
         found_problems += match.operations.problems
         found_problems += placement_problems(mapped, aliases, dropped)
         found_problems += dtype_problems(mapped, aliases, dtype)
@@ -187,6 +199,8 @@ class _Match:
         operations: what tensor operations provide.
         placed: by parameter, the only operation that provides it.
         pairs: by parameter, the pair of LoRA matrices that is added to it.
+        pairs_of_operated: by the name by which an operation takes a tensor, the pair that is added
+            to the tensor.
         changes: by parameter, the post-load change of it.
         makes: those changes that make the parameter.
         taken: all source tensors that count, in order.
@@ -199,6 +213,7 @@ class _Match:
     operations: Operations
     placed: Mapping[str, Provided]
     pairs: Mapping[str, RoutedPair]
+    pairs_of_operated: Mapping[str, RoutedPair]
     changes: Mapping[str, PostLoadChange]
     makes: Mapping[str, PostLoadChange]
     taken: Sequence[Routed]
@@ -234,7 +249,8 @@ class _Match:
                 for name, found in operations.provided.items()
                 if len(found) == 1 and name not in providers
             },
-            {str(pair.rewrite.target): pair for pair in routes.pairs},
+            _pairs(routes, operated=False),
+            _pairs(routes, operated=True),
             changes,
             {name: entry for name, entry in changes.items() if entry.change.shape_before is None},
             routes.taken,
@@ -254,9 +270,37 @@ class _Match:
                 found.setdefault(name, []).extend(entry.tensors)
         return found
 
+    @property
+    def operated(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of the tensors that operations take, by the names by which they are taken."""
+        return {
+            str(routed.rewrite.target): routed.tensor.shape
+            for routed in self.taken
+            if routed.rewrite.operated is not None
+        }
+
+    def operated_of(self, parameters: Collection[str]) -> set[str]:
+        """The names by which operations take tensors that become one of these parameters."""
+        return {
+            str(routed.rewrite.target)
+            for name, entries in self.operations.provided.items()
+            if name in parameters
+            for entry in entries
+            for routed in entry.tensors
+        }
+
     def tensors(self, name: str) -> Sequence[Routed]:
         """The tensors of which a parameter is made that has one provider."""
         return self.placed[name].tensors if name in self.placed else [self.single[name]]
+
+
+def _pairs(routes: Routes, *, operated: bool) -> dict[str, RoutedPair]:
+    """By name the pairs that change a tensor which an operation takes, or the others."""
+    return {
+        str(pair.rewrite.target): pair
+        for pair in routes.pairs
+        if (pair.rewrite.operated is not None) is operated
+    }
 
 
 def _mapped_of_sources(match: _Match, dtype: str | None) -> list[Mapped]:
@@ -368,13 +412,15 @@ def _nbytes_read(routes: Routes, match: _Match, mapped: Sequence[Mapped]) -> int
 
 
 def _mapped(name: str, provided: Provided, match: _Match, dtype: str | None) -> Mapped:
-    pair, changed = match.pairs.get(name), match.changes.get(name)
+    changed = match.changes.get(name)
     stored = provided.dtype
     shape = match.shapes[name] if name in match.placed else provided.parts[0].shape
     written = written_dtype(stored, dtype)
     then: list[Step] = []
-    if pair is not None:
-        then.append(AddLora(*pair.origins, pair.a.shape[0], pair.scale))
+    for routed in provided.tensors:
+        of_kind = match.pairs if routed.rewrite.operated is None else match.pairs_of_operated
+        if (pair := of_kind.get(str(routed.rewrite.target))) is not None:
+            then.append(AddLora(routed.origin, *pair.origins, pair.a.shape[0], pair.scale))
     if written != stored:
         then.append(Cast(stored))
     if changed is not None:

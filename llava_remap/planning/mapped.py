@@ -36,21 +36,24 @@ def written_dtype(stored: str, wanted: str | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class AddLora:
-    """Add a LoRA pair of an adapter: `scale` times B times A.
+    """Add a LoRA pair of an adapter to a source tensor: `scale` times B times A. The parts take
+    their boxes from the sum.
 
     Attributes:
+        base: the source tensor, a matrix.
         a, b: the matrices, [rank, columns] and [rows, rank].
         scale: None if a manifest doesn't have it.
     """
 
+    base: SourceName
     a: SourceName
     b: SourceName
     rank: int
     scale: float | None
 
     def to_json(self) -> dict[str, Any]:
-        a, b = source_names((self.a, self.b))
-        return {"add_lora": {"a": a, "b": b, "rank": self.rank, "scale": self.scale}}
+        base, a, b = source_names((self.base, self.a, self.b))
+        return {"add_lora": {"base": base, "a": a, "b": b, "rank": self.rank, "scale": self.scale}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +105,8 @@ def _step(entry: Mapping[str, Any]) -> Step:
         sound = type(rank) is int and rank >= 1 and type(scale) in (int, float) and isfinite(scale)
         if not sound:
             raise ValueError(f"rank {rank!r} and scale {scale!r}")
-        return AddLora(_source_name(fields["a"]), _source_name(fields["b"]), rank, float(scale))
+        base, a, b = (_source_name(fields[key]) for key in ("base", "a", "b"))
+        return AddLora(base, a, b, rank, float(scale))
     raise ValueError(f"{kind!r} is not a step")
 
 
@@ -132,8 +136,13 @@ class Mapped:
         return next((step.stored for step in self.then if isinstance(step, Cast)), self.dtype)
 
     @property
-    def lora(self) -> AddLora | None:
-        return next((step for step in self.then if isinstance(step, AddLora)), None)
+    def loras(self) -> tuple[AddLora, ...]:
+        """At most one for each source tensor."""
+        return tuple(step for step in self.then if isinstance(step, AddLora))
+
+    def shape_of(self, origin: SourceName) -> Shape:
+        """The shape of one of the source tensors."""
+        return next(p.shape for p in self.parts if SourceName(p.source, p.taken.name) == origin)
 
     @property
     def post_load(self) -> PostLoad | None:
@@ -189,7 +198,8 @@ class Mapped:
         )
         then = tuple(map(_step, entry["then"]))
         kinds = [(AddLora, Cast, PostLoad).index(type(step)) for step in then]
-        if kinds != sorted(set(kinds)) or dtype not in DTYPE_BITS:
+        merged = kinds.count(0)
+        if kinds[merged:] != sorted({*kinds} - {0}) or dtype not in DTYPE_BITS:
             raise ValueError(f"`{target}` is {dtype}, or its steps have an impossible order")
         mapped = cls(target, dtype, shape, (), then, tuple(map(_text, entry["rules"])))
         parts = tuple(_part(part, target, mapped.shape_before) for part in entry["from"])
@@ -199,8 +209,11 @@ class Mapped:
         made = mapped.post_load is not None and mapped.post_load.before is None
         if mapped.is_made is not made or (made and len(then) > 1):
             raise ValueError(f"`{target}` comes from {len(parts)} boxes")
-        if mapped.lora is not None and not _is_one_matrix(parts):
-            raise ValueError(f"`{target}` is merged, and is not a matrix of one source")
+        bases = [lora.base for lora in mapped.loras]
+        if len({*bases}) < len(bases) or not {*bases} <= {*mapped.origins}:
+            raise ValueError(f"`{target}` is merged with tensors that it isn't made of")
+        if any(len(mapped.shape_of(base)) != 2 for base in bases):
+            raise ValueError(f"`{target}` is merged, and a source tensor of it is not a matrix")
         return mapped
 
 
@@ -216,10 +229,6 @@ def refuse_uncovered(mapped: Collection[Mapped]) -> None:
     for entry, boxes in placed:
         if boxes and any(coverage_gaps(entry.shape_before, boxes)):
             raise ValueError(f"the parts of `{entry.target}` don't cover it")
-
-
-def _is_one_matrix(parts: Sequence[Part]) -> bool:
-    return len(parts) == 1 and parts[0].is_whole and len(parts[0].shape) == 2
 
 
 def part_json(part: Part) -> dict[str, Any]:

@@ -253,8 +253,9 @@ def _keys_with(numbers: set[int], config: Mapping[str, Any]) -> str:
 def pair_problems(
     pairs: Sequence[RoutedPair],
     shapes: Mapping[str, tuple[int, ...]],
-    tied: Mapping[str, str],
+    tied: Collection[str],
     transposed: Collection[str] = (),
+    made: Collection[str] = (),
 ) -> list[Problem]:
     """Why an adapter's pairs can't be merged.
 
@@ -262,23 +263,27 @@ def pair_problems(
     tensor has another shape. LR304: another pair changes the same tensor.
 
     Args:
-        shapes: parameter → shape of the one tensor that the sources have for it.
-        tied: parameter → the parameter whose tensor it shares. A pair that changes one of them
-            would change the other too.
+        shapes: parameter → shape of the one tensor that the sources have for it. A pair whose
+            tensor an operation takes has the name by which the tensor is taken; so have the others.
+        tied: parameters that share a tensor. A pair that changes one of them would change the
+            others too.
         transposed: matrices that are stored as [inputs, outputs]. PEFT adds the transposed product
             to these; the shape of a square matrix doesn't show it.
+        made: parameters that operations make of other tensors than those that a pair changes.
     """
     problems = []
-    shared = {*tied, *tied.values()}
     rows = [
         (
             pair.b.name,
             f"`{pair.rewrite.target}` is tied"
-            if pair.rewrite.target in shared
+            if pair.rewrite.target in tied
+            else f"`{pair.rewrite.target}` is made by an operation; a pair changes the tensors of "
+            "which it is made"
+            if pair.rewrite.target in made
             else "no source has it",
         )
         for pair in pairs
-        if pair.rewrite.target not in shapes or pair.rewrite.target in shared
+        if pair.rewrite.target not in shapes or pair.rewrite.target in tied
     ]
     if rows:
         cause = (

@@ -8,7 +8,7 @@ from llava_remap.checkpoint import Checkpoint
 from llava_remap.planning.mapped import Alias, Mapped
 from llava_remap.planning.model import PostLoadChange, ValueCheck
 from llava_remap.planning.problems import component
-from llava_remap.routing import Routed, Routes, is_one_tensor
+from llava_remap.routing import Routed, Routes, SourceName, is_one_tensor
 
 
 def value_checks(
@@ -34,12 +34,12 @@ def value_checks(
         if entry.is_rounded
         for origin in entry.origins
     ]
-    checks += [
-        ValueCheck("finite", entry.target, (matrix,))
-        for entry in mapped
-        if entry.lora is not None
-        for matrix in (entry.lora.a, entry.lora.b)
-    ]
+    matrices: dict[SourceName, str] = {}
+    for entry in mapped:
+        for lora in entry.loras:
+            for matrix in (lora.a, lora.b):  # of a tensor that is divided, in several parameters
+                matrices.setdefault(matrix, entry.target)
+    checks += [ValueCheck("finite", target, (matrix,)) for matrix, target in matrices.items()]
     for alias in aliases:
         other = single.get(alias.of)
         if other is not None and not is_one_tensor(checkpoints, alias.source, other.origin):

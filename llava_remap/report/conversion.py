@@ -41,7 +41,9 @@ def print_short_plan(console: Console, job: Job) -> None:
     wanted = sorted(Counter(map(component, plan.target_names)).items())
     parameters = ", ".join(f"{name} {count}" for name, count in wanted)
     dropped = Counter(entry.reason for entry in plan.dropped)
-    merged = Counter(entry.lora.a.source for entry in plan.mapped if entry.lora is not None)
+    merged = Counter(
+        source for entry in plan.mapped for source in {lora.a.source for lora in entry.loras}
+    )
     write_section(
         console,
         "Plan",

@@ -43,7 +43,11 @@ def print_plan(console: Console, job: Job) -> None:
         return
     print_title(console, job)
     print_problems(console, plan.problems, plan)
-    merged = names_by_fact((e.target, _merge(e.lora)) for e in plan.mapped if e.lora is not None)
+    merged = names_by_fact(
+        (entry.target, how)
+        for entry in plan.mapped
+        for how in dict.fromkeys(map(_merge, entry.loras))
+    )
     dropped = names_by_fact(
         (entry.name, f"{entry.reason} ({entry.rule})") for entry in plan.dropped
     )

@@ -286,17 +286,16 @@ def _other_source(entry: Mapped, recipe: Recipe) -> str:
         origin = SourceName(part.source, part.taken.name)
         if difference := _other_header(origin, (entry.stored_dtype, part.shape), recipe):
             return difference
-    if (lora := entry.lora) is None:
-        return ""
-    rows, columns = entry.shape_before
-    for matrix, size in ((lora.a, (lora.rank, columns)), (lora.b, (rows, lora.rank))):
-        other = recipe.checkpoints[matrix.source].catalog.get(matrix.name)
-        if other is None or other.shape != size or other.dtype not in FLOATS:
-            said = "isn't there" if other is None else f"is {other.dtype} {list(other.shape)}"
-            return (
-                f"is merged with `{matrix.name}`, a matrix of floats {list(size)}; in source "
-                f"`{matrix.source}` it {said}"
-            )
+    for lora in entry.loras:
+        rows, columns = entry.shape_of(lora.base)
+        for matrix, size in ((lora.a, (lora.rank, columns)), (lora.b, (rows, lora.rank))):
+            other = recipe.checkpoints[matrix.source].catalog.get(matrix.name)
+            if other is None or other.shape != size or other.dtype not in FLOATS:
+                said = "isn't there" if other is None else f"is {other.dtype} {list(other.shape)}"
+                return (
+                    f"is merged with `{matrix.name}`, a matrix of floats {list(size)}; in source "
+                    f"`{matrix.source}` it {said}"
+                )
     return ""
 
 

@@ -294,7 +294,7 @@ def _agree(
 
 def _used_sources(mapped: Sequence[Mapped], aliases: Sequence[Alias]) -> set[str]:
     """The sources that tensors are taken from, matrices of adapters included."""
-    loras = [entry.lora for entry in mapped if entry.lora is not None]
+    loras = [lora for entry in mapped for lora in entry.loras]
     return {
         *(part.source for entry in mapped for part in entry.parts),
         *(matrix.source for lora in loras for matrix in (lora.a, lora.b)),

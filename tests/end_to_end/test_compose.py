@@ -166,6 +166,7 @@ def test_the_plan_is_plain_data_and_is_verified(run: Run) -> None:
     assert entry["then"] == [
         {
             "add_lora": {
+                "base": entry["from"][0],
                 "a": {"source": "adapter", "name": a},
                 "b": {"source": "adapter", "name": b},
                 "rank": 4,
@@ -231,7 +232,7 @@ def test_a_record_that_can_not_be(run: Run) -> None:
     [added] = entry["then"]
     pair = added["add_lora"]
     changes: tuple[dict[str, Any], ...] = (
-        {"then": [{"add_lora": {key: pair[key] for key in ("a", "b", "rank")}}]},
+        {"then": [{"add_lora": {key: pair[key] for key in ("base", "a", "b", "rank")}}]},
         {"then": [{"add_lora": {**pair, "rank": 0}}]},
         {"then": [{"add_lora": {**pair, "scale": "2"}}]},
         {"then": [{"add_lora": {**pair, "scale": None}}]},
@@ -240,6 +241,7 @@ def test_a_record_that_can_not_be(run: Run) -> None:
         {"then": [{"cast": {"stored": "F32"}}, added]},
         {"then": [{**added, "cast": {"stored": "F32"}}]},
         {"then": [{"add_lora": {**pair, "a": {"source": "other", "name": "x"}}}]},
+        {"then": [{"add_lora": {**pair, "base": pair["a"]}}]},
         {"from": []},
         {"from": entry["from"] * 2},
         {"shape": [64]},

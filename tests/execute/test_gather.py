@@ -18,8 +18,10 @@ from hypothesis import strategies as st
 from llava_remap.core.problem import RemapError
 from llava_remap.execute import Recipe, apart, blocks, gather
 from llava_remap.execute.gather import in_order
+from llava_remap.execute.merge import Merged
 from llava_remap.planning import Box, Cast, Mapped, Part, blocks_between
 from tests.execute.test_boxes import Floats, in_pieces, numbers, stored
+from tests.execute.test_merge import COLUMNS, ROWS, merged, triple
 from tests.planning.test_boxes import parts, region
 
 
@@ -165,3 +167,43 @@ def test_parts_that_leave_a_gap_write_nothing(small: pytest.MonkeyPatch, tmp_pat
     gaps: Sequence[Part] = [Part("model", (4, 4), half, Box("t", (4, 4), (0, 1), (0, 0), (2, 4)))]
     with pytest.raises(AssertionError, match="planned"):
         b"".join(in_order(gaps, lambda part: source.catalog["w"], "F32", 0, 64, lambda: None))
+
+
+@pytest.mark.parametrize("dtype", ["F16", "BF16", "F32"])
+@pytest.mark.parametrize("elements", [1, 50, 1 << 20])
+@pytest.mark.parametrize(
+    ("view", "axes", "start", "stop"),
+    [
+        ((ROWS, COLUMNS), (1, 0), (3, 5), (20, ROWS)),
+        ((5, 4, 2, COLUMNS), (0, 2, 1, 3), (1, 0, 1, 0), (4, 2, 4, COLUMNS)),
+        ((ROWS, 6, 4), (0, 2, 1), (0, 1, 2), (ROWS, 3, 6)),
+        ((ROWS * COLUMNS // 32, 32), (1, 0), (1, 2), (30, 20)),  # across rows
+    ],
+)
+def test_boxes_of_a_sum_have_its_bits(
+    view: tuple[int, ...],
+    axes: tuple[int, ...],
+    start: tuple[int, ...],
+    stop: tuple[int, ...],
+    elements: int,
+    dtype: str,
+    small: pytest.MonkeyPatch,
+) -> None:
+    """Whatever rows and columns are computed together, the bits are those of the whole sum."""
+    small.setattr(gather, "BLOCK_ELEMENTS", elements)
+    w, a, b = triple(dtype, "F16")
+    number = {"F16": "<u2", "BF16": "<u2", "F32": "<u4"}[dtype]
+    whole = np.frombuffer(merged(w, a, b, 0.7), number)
+    taken = Box("w", view, axes, start, stop)
+    part = Part("m", w.shape, taken, Box.whole("t", taken.sizes))
+    wanted = region(whole, taken).tobytes()
+    found = in_order(
+        [part],
+        lambda part: w,
+        dtype,
+        0,
+        len(wanted),
+        lambda: None,
+        lambda part: Merged(w, a, b, 0.7, dtype),
+    )
+    assert b"".join(found) == wanted

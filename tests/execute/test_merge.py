@@ -138,7 +138,7 @@ def test_any_run_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(whole) == w.nbytes
     for start, stop in [(0, 1), (7, 300), (48, 96), (95, w.nbytes), (60, 60)]:
         assert merged(w, a, b, 2.0, start, stop) == whole[start:stop]
-    monkeypatch.setattr("llava_remap.execute.merge._BLOCK_ELEMENTS", 3 * COLUMNS)
+    monkeypatch.setattr("llava_remap.execute.merge.BLOCK_ELEMENTS", 3 * COLUMNS)
     assert merged(w, a, b, 2.0) == whole
     assert merged(w, a, b, 2.0, 7, 300) == whole[7:300]
 

@@ -61,7 +61,7 @@ w, a, b = (Tensor.of("x", "F32", size, None) for size in sizes)
 for block in merge.merged_bytes(w, a, b, 0.5, "F32", 0, width * width * 4):
     pass
 part = Part.whole("m", "x", "x", (width, width))
-then = (AddLora(SourceName("m", "a"), SourceName("m", "b"), rank, 0.5),)
+then = (AddLora(*(SourceName("m", name) for name in "xab"), rank, 0.5),)
 entry = Mapped("x", "F32", (width, width), (part,), then, ())
 print(_computed(entry), peak_nbytes() - before)
 """

@@ -138,7 +138,7 @@ def test_a_pair_of_an_adapter(planned: Planned) -> None:
     assert plan.complete
     entry = next(m for m in plan.mapped if m.target == "language_model.a")
     a, b = (SourceName("adapter", f"model.a.lora_{matrix}") for matrix in "AB")
-    assert entry.then == (AddLora(a, b, 1, 0.5),)
+    assert entry.then == (AddLora(SourceName("model", "model.a"), a, b, 1, 0.5),)
     assert origins(plan)["language_model.a"] == ["model:model.a"]
     assert [(v.check, v.from_[0].name) for v in plan.value_checks] == [
         ("finite", "model.a.lora_A"),

@@ -134,8 +134,8 @@ def _mapped(job: Job, entry: Mapped, wanted: tuple[int, ...] | None) -> Row:
     for part in entry.parts:
         origin = SourceName(part.source, part.taken.name)
         taken[origin] += prod(part.taken.sizes) * DTYPE_BITS[entry.stored_dtype] // 8
-    if entry.lora is not None:
-        for origin in (entry.lora.a, entry.lora.b):
+    for lora in entry.loras:
+        for origin in (lora.a, lora.b):
             taken[origin] += job.checkpoints[origin.source].catalog[origin.name].nbytes
     status = "made" if entry.is_made else "computed" if entry.then else "mapped"
     return Row(
@@ -156,7 +156,7 @@ def _how(entry: Mapped) -> Iterator[str]:
         yield f"put together from {len(entry.parts)} parts"
     elif not all(part.is_whole for part in entry.parts):
         yield "a part of the source tensor, or in another order"
-    if (lora := entry.lora) is not None:
+    for lora in entry.loras:
         scale = "not known from a manifest" if lora.scale is None else f"{lora.scale:g}"
         yield f"LoRA pair added: rank {lora.rank}, scale {scale}"
     if entry.stored_dtype != entry.dtype:
