@@ -1,4 +1,4 @@
-"""A rule file's tree merged with the trees of all files that it extends."""
+"""Merges a rule file's tree with the trees of all files that it extends."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RULES = ("prepare", "names", "tensors")
 _OWN = ("schema", "name", "version", "summary", "changes", "extends", "tests")
 #: Bytes of a file of Jinja.
 _LARGEST_TEMPLATE = 100_000
-#: Files that extend one another in a row. The shipped ones have five.
+#: Files that extend one another in a row. The longest shipped chain has five.
 _MAX_CHAIN = 20
 #: Entries of all lists `extends` that lead to one file. A shipped file has about 20.
 _MAX_PARENTS = 200
@@ -33,25 +33,25 @@ _FEWER = "Let this file extend what it needs of them directly."
 
 @dataclass(frozen=True, slots=True)
 class Extended:
-    """Rule files, each read and merged with what it extends once, however many ways lead to it.
+    """Rule files that were read. Each is merged with its parents once, however often it is named.
 
     Attributes:
-        shipped: the folder where a parent is looked for that isn't beside its child.
+        shipped: the folder to search for a parent that isn't beside its child.
         texts: the bytes of every file read, parents before their children.
     """
 
     shipped: Path
     texts: dict[Path, bytes] = field(default_factory=dict)
     _trees: dict[Path, Node] = field(default_factory=dict)
-    #: By the name of a file in messages: the names of all that it extends, directly or not.
+    #: A file's name in messages → the names of all files that it extends, directly or not.
     _above: dict[str, set[str]] = field(default_factory=dict)
     #: Each entry of a list `extends`, and the size of each file of Jinja, in the order of reading.
     _parents: list[str] = field(default_factory=list)
     _jinja: list[int] = field(default_factory=list)
 
     def merge(self, path: Path, chain: tuple[Path, ...] = ()) -> Node:
-        """The tree of a file with its parents' merged in. `chain`: the files that led to it, each
-        extending the next.
+        """The tree of a file, merged with its parents' trees. `chain`: the files that lead to it,
+        each extending the next.
 
         Raises:
             RemapError: LR200, LR201, LR209 and LR210.
@@ -109,7 +109,7 @@ class Extended:
         return tree
 
     def _with_templates(self, path: Path, root: Node) -> Node:
-        """The tree of a file in which the content of a chat template's `files` is its `text`."""
+        """The tree of a file, with the content of each chat template's `files` as its `text`."""
         processor = root.entries.get("processor")
         templates = processor.entries.get("chat_templates") if processor else None
         if processor is None or templates is None or not templates.entries:
@@ -124,7 +124,7 @@ class Extended:
                     "Take one of them out.",
                     place=template.mark,
                 )
-            # What is no name of a file is reported by validation.
+            # Validation reports entries of `files` that aren't names of files.
             if parts and all(isinstance(part.value, str) for part in parts):
                 text = "".join(self._template(path, str(part.value), part.mark) for part in parts)
                 read[name] = replace(
@@ -208,8 +208,8 @@ class Extended:
         mark: Mark,
         path: tuple[str, ...] = (),
     ) -> dict[str, Node]:
-        """Two parents in order. LR210 for a field that both set differently and the child doesn't
-        set.
+        """The fields of two parents, merged in order. LR210 for a field that they set differently
+        and that the child doesn't set.
         """
         merged = dict(before)
         for key, node in after.items():
@@ -236,8 +236,8 @@ class Extended:
         return merged
 
     def _join(self, first: tuple[Node, ...], second: tuple[Node, ...]) -> tuple[Node, ...]:
-        """The rules of two parents; one of the second replaces that of the first with its id,
-        unless that had replaced it.
+        """The rules of two parents. A rule of the second replaces the first's rule with the same
+        id, unless the first parent extends the file of the second's rule.
         """
         mine = {_rule_id(node): node for node in first}
         kept = tuple(
@@ -249,12 +249,12 @@ class Extended:
         return (*replaced, *others)
 
     def _settled(self, new: Node, old: Node) -> bool:
-        """Whether the file of `new` extends the file of `old`, so that `new` has replaced it."""
+        """Whether the file of `new` extends the file of `old`, so that `new` has replaced `old`."""
         return old.mark.file in self._above.get(new.mark.file, ())
 
 
 def shown(path: Path) -> str:
-    """The path relative to the current folder, where that is possible."""
+    """The path relative to the current folder if possible, else the path itself."""
     try:
         return str(path.resolve().relative_to(Path.cwd()))
     except (ValueError, OSError):  # it is elsewhere, or the current folder is gone
@@ -262,11 +262,11 @@ def shown(path: Path) -> str:
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is a file. A folder may have the name of a shipped rule file, written without
-    its `.yaml`.
+    """Whether there is a file. A folder may have the name of a shipped rule file without `.yaml`,
+    and is no error.
 
     Raises:
-        RemapError: LR200 where the name is there and can't be read as a file.
+        RemapError: LR200 if the path exists and can't be read as a file.
     """
     try:
         return is_regular_file(path)
@@ -297,13 +297,15 @@ def _check_version(root: Node) -> None:
 
 
 def _rule_id(node: Node) -> str | None:
-    """The rule's id, or None where it has none or none that is a word, which validation reports."""
+    """The rule's id; None if it has no id or one that isn't text, which validation reports."""
     found = node.entries.get("id")
     return found.value if found is not None and isinstance(found.value, str) else None
 
 
 def _check_ids(root: Node) -> None:
-    """LR209: within one file an id names one rule; over files it replaces."""
+    """LR209: two rules of one list in one file have the same id. In a parent, the id marks the rule
+    to replace.
+    """
     for kind in RULES:
         seen: dict[str | None, Node] = {}
         for node in root.list_at(kind):
@@ -319,8 +321,8 @@ def _check_ids(root: Node) -> None:
 
 
 def _merges(path: tuple[str, ...], old: Node, new: Node) -> bool:
-    """Whether two mappings at this place are merged. A config value with another origin than its
-    parent's replaces it whole.
+    """Whether two mappings at this place are merged. A config value whose origin differs from its
+    parent's isn't: it replaces the parent's value.
     """
     if not isinstance(old.value, dict) or not isinstance(new.value, dict):
         return False
@@ -339,8 +341,8 @@ def _is_rules(path: tuple[str, ...], old: Node, new: Node) -> bool:
 
 
 def _replaced(first: tuple[Node, ...], second: tuple[Node, ...]) -> tuple[list[Node], list[Node]]:
-    """The first of two lists of rules, in which a rule of the second replaces the one with its id;
-    and the other rules of the second.
+    """The first list of rules, with each rule replaced that has the id of a rule in the second;
+    and the remaining rules of the second.
     """
     new = {_rule_id(node): node for node in second}
     known = {_rule_id(node) for node in first}
@@ -353,8 +355,8 @@ def _replaced(first: tuple[Node, ...], second: tuple[Node, ...]) -> tuple[list[N
 def _override(
     parents: dict[str, Node], own: dict[str, Node], path: tuple[str, ...] = ()
 ) -> dict[str, Node]:
-    """The child's fields over its parents': mappings merge in the parents' order, rules stand in
-    front, the rest is replaced.
+    """The parents' fields, overridden by the child's: mappings are merged in the parents' order,
+    the child's rules stand in front, and all else is replaced.
     """
     merged = dict(parents)
     for key, node in own.items():

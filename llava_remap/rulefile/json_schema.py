@@ -1,5 +1,5 @@
-"""The rule language as JSON Schema, for editors: made from the pydantic models, which are what a
-rule file is checked by.
+"""The rule language as JSON Schema, for editors. It is made from the pydantic models that validate
+rule files.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class _Generate(GenerateJsonSchema):
         return False
 
     def model_schema(self, schema: core_schema.ModelSchema) -> JsonSchemaValue:
-        """The description is a docstring, whose line breaks mean nothing."""
+        """Join the lines of the description, which is a docstring."""
         made = super().model_schema(schema)
         if "description" in made:
             made["description"] = made["description"].replace("\n", " ")
@@ -26,8 +26,8 @@ class _Generate(GenerateJsonSchema):
 
 
 def schema_json() -> str:
-    """The JSON Schema (draft 2020-12) of the newest version of the rule language, with a line's
-    end behind it.
+    """The JSON Schema (draft 2020-12) of the newest version of the rule language, with a final
+    newline.
     """
     schema = RuleText.model_json_schema(by_alias=True, schema_generator=_Generate)
     schema = {

@@ -1,4 +1,4 @@
-"""The kinds of rule, compiled: what each makes of a name, and whether there is a way back.
+"""The kinds of rule, compiled: the new name that each makes, and its way back if it has one.
 
 The kind of a rule is chosen once, when the rule is validated. Code that differs by kind uses
 `match` and doesn't look at the fields of the YAML again.
@@ -24,11 +24,11 @@ def check_fields(
     """Check that new names can be filled with the fields of old ones.
 
     Args:
-        numbered: fields that new names have of their own.
+        numbered: fields that only new names have, since they number a list.
 
     Raises:
-        PatternError: a new name has a field that no old one has, or computes with one that is no
-            number; or an old name computes.
+        PatternError: a new name has a field that no old name has, or computes with a field that
+            isn't a number; or an old name computes.
     """
     known = {name: kind for template in sources for name, kind in template.fields.items()}
     for template in targets:
@@ -57,8 +57,8 @@ class _Rule(Generic[P]):
 
     @property
     def one_way(self) -> str:
-        """Why a rename can't be reversed, in words. Empty for one that can, and for a rule that
-        has no new names to take back.
+        """Why a rename can't be reversed, in words. Empty for a rename that can, and for a rule
+        that makes no new names.
         """
         return ""
 
@@ -68,7 +68,7 @@ class _Rule(Generic[P]):
         return frozenset()
 
     def back(self, target: str, spent: TimeSpent) -> str | None:
-        """The old name of a new one; None where it isn't taken back."""
+        """The old name of a new name; None if the rule doesn't reverse it."""
         return None
 
 
@@ -95,7 +95,7 @@ class Rename(_Rule[Template]):
 
     @cached_property
     def _backward(self) -> tuple[Template | None, str]:
-        """The template of new names, to take them back; or why there is none."""
+        """The template that matches new names on the way back; or the reason why there is none."""
         if self.declared:
             return None, _DECLARED
         if self.lost:
@@ -135,7 +135,7 @@ class Rename(_Rule[Template]):
 
 @dataclass(frozen=True, slots=True)
 class Substitute(_Rule[Regex]):
-    """`match` + `replace`: the first match of a regex becomes something else.
+    """`match` + `replace`: the first match of a regex is replaced.
 
     Attributes:
         reverse: finds in the new name what is replaced on the way back.
@@ -200,11 +200,9 @@ class Drop(_Rule[Template | Regex]):
 
 #: Every kind of rule. Each has
 #:
-#: - `apply`: the new name (for a drop: the name) or None where the rule doesn't take the name;
-#: - `back`: the way back of that;
-#: - `describe`: the pattern and what it makes, as the rule file has them; None for a drop, empty
-#:   for what is taken out;
+#: - `apply`: the new name (for a drop: the name), or None if the rule doesn't take the name;
+#: - `back`: the old name of a new name, or None;
+#: - `describe`: the pattern and its result, as the rule file has them. The result is None for a
+#:   drop and empty for an unwrap;
 #: - `pattern`, which has `examples` of names that the rule takes.
-#:
-#: Tensor operations will be one more.
 RuleKind = Rename | Substitute | Unwrap | Drop

@@ -1,4 +1,4 @@
-"""Rule files from disk: `extends` merged, every field validated, every error with its file, line
+"""Loads rule files: merges `extends`, validates every field, and gives every error its file, line
 and column.
 """
 
@@ -24,10 +24,10 @@ from llava_remap.rulefile.extends import RULES, Extended, is_file, shown
 from llava_remap.rulefile.schema import LISTED, NAMED, SEEN, ConfigValue, RuleText, Target
 from llava_remap.rulefile.yaml_text import Node, read_yaml
 
-#: How many mistakes of one file are reported at once.
+#: The most mistakes of one file that are reported at once.
 _MOST_PROBLEMS = 50
 _MEND = "Mend it there; the shipped rule files show every field."
-#: A step of pydantic's path that names one of several types that were tried, and no field.
+#: A step of pydantic's path that isn't a field: one of several types that pydantic tried.
 _TRIED = re.compile(r"[\[\]]|^(str|int|float|bool|nullable)$")
 _PATTERNS = (
     "In a template, fields are {x}, {x:int} and {x...}, in `tensors` {x:each} too; in a regex, a "
@@ -51,14 +51,12 @@ class RuleFile:
     Attributes:
         path: where it was read from.
         text: its fields.
-        sha256: digest of the bytes of the file and of all files it extends, in the order of
-            merging, and of its layouts.
+        sha256: digest of the bytes of all files that it extends, of the file, and of its layouts.
         texts: the name and the text of each of these files, in that order.
         marks: place of each rule, by `prepare/ID`, `names/ID` or `tensors/ID`.
-        tree: the merged file with the place of everything in it.
+        tree: the merged file, in which every value has its place.
         layouts: the files of its `layouts`, in that order.
-        called: by the file of a mark, which is relative to the folder in which the command runs:
-            the file's name in `texts`.
+        called: the file of a mark, relative to the current folder → the file's name in `texts`.
     """
 
     path: Path
@@ -76,10 +74,10 @@ class RuleFile:
 
     @property
     def target(self) -> Target:
-        """What is wanted.
+        """The target of the rule file.
 
         Raises:
-            RemapError: LR201 for a part, which doesn't say.
+            RemapError: LR201 for a part, which names no model.
         """
         if self.text.target is None or not self.text.target.is_said:
             raise refuse(
@@ -92,13 +90,13 @@ class RuleFile:
 
     @property
     def target_config(self) -> Mapping[str, ConfigValue]:
-        """What the file says of the target's config; a part may say some, and have no class."""
+        """The file's values for the target's config. A part without a class may have some."""
         return self.text.target.config if self.text.target is not None else {}
 
     @contextlib.contextmanager
     def placed(self, *path: str | int) -> Iterator[None]:
-        """Give the place of the field at `path` to mistakes of the rule file that are found inside
-        by rooms that know no files.
+        """Give the place of the field at `path` to a mistake in the rule file that is raised inside
+        by code that doesn't know the file.
         """
         try:
             yield
@@ -117,7 +115,7 @@ class RuleFile:
 
 
 def shipped_folder() -> Path:
-    """Where the shipped rule files are: inside the installed package, or at the top of a
+    """The folder of the shipped rule files: inside the installed package, or at the top of a
     checkout.
     """
     package = Path(__file__).resolve().parent.parent
@@ -158,7 +156,7 @@ class Listed:
 
 
 def shipped_list() -> list[Listed]:
-    """The head of every shipped rule file, read without the files that it extends.
+    """The head of every shipped rule file. Files that it extends aren't read.
 
     Raises:
         RemapError: LR200, LR201.
@@ -182,8 +180,8 @@ def load_rule_file(rules: str | Path) -> RuleFile:
     The `.yaml` of a name can be left out.
 
     Raises:
-        RemapError: LR200–LR210, every problem of the file at once where they don't hide each other;
-            LR211 for what is no path.
+        RemapError: LR200–LR210, with all problems of the file that don't hide each other; LR211 if
+            `rules` can't be a path.
     """
     as_path("rules", rules)
     path = _find(str(rules))
@@ -194,10 +192,11 @@ def load_rule_file(rules: str | Path) -> RuleFile:
 
 @cache
 def _load_shipped(path: Path, folder: str) -> RuleFile:
-    """Load a shipped file; these don't change while a process runs.
+    """Load a shipped file. Shipped files don't change while a process runs.
 
     Args:
-        folder: their folder as messages name it, which depends on the current folder.
+        folder: the shipped folder as messages name it, which depends on the current folder. It only
+            serves as a part of the cache's key.
     """
     return _load(path)
 
@@ -229,8 +228,8 @@ def _load(path: Path) -> RuleFile:
 
 
 def shipped_layouts() -> dict[str, Path]:
-    """The shipped layouts by name. Classic comes first, so that it counts for names that are the
-    same in several.
+    """The shipped layouts by name. `classic` comes first, so it is used for names that several
+    layouts share.
     """
     return {
         path.stem: path
@@ -273,8 +272,8 @@ def _find(rules: str) -> Path:
 
 
 def _called(file: Path, child: Path) -> str:
-    """The name of a merged file as `extends` spells it: relative to the shipped files, or to the
-    file that was asked for.
+    """The name of a merged file as `extends` spells it: relative to the shipped folder, or to the
+    folder of the loaded file.
     """
     for folder in (shipped_folder(), child.parent):
         if file.is_relative_to(folder.resolve()):
@@ -290,8 +289,8 @@ def _validate(merged: Node) -> RuleText:
 
 
 def _problems(merged: Node, error: ValidationError) -> Iterator[Problem]:
-    """One problem for each place. For a value that fits none of several types, pydantic reports
-    one error for each type.
+    """One problem for each place. pydantic reports an error for each type that a value could have
+    had, which would be several problems.
     """
     told = set()
     for detail in error.errors():
@@ -369,7 +368,7 @@ def _written(node: Node) -> str:
 
 
 def _fields_at(path: tuple[str | int, ...]) -> list[str]:
-    """The names of the fields that a mapping at this place can have."""
+    """The fields that a mapping at this place may have."""
     model: type[BaseModel] = RuleText
     for step in path:
         found = next((f for name, f in model.model_fields.items() if step in (name, f.alias)), None)

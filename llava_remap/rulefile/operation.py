@@ -1,10 +1,10 @@
-"""Tensor operations: which tensors become which, joined, divided or with their axes in another
-order. Names and symbols alone; `planning/place.py` puts sizes to them.
+"""Tensor operations: tensors are joined, divided, or have their axes reordered. This module knows
+names and symbols only; `planning/place.py` computes sizes.
 
 One tensor is the whole, the others are its parts. Each is seen through a `view`, which divides an
-axis, and through `axes`, an order of the axes. As they are seen, the parts lie side by side in the
-whole. So one form serves both directions: a tensor that is divided is the whole of its new ones,
-and a tensor that is put together is the whole of its old ones.
+axis, and through `axes`, an order of the axes. Seen so, the parts lie side by side in the whole.
+One form serves both directions: a divided tensor is the whole of the new tensors, and a joined
+tensor is the whole of the old tensors.
 """
 
 from __future__ import annotations
@@ -17,20 +17,21 @@ from typing import NamedTuple
 from llava_remap.rulefile.kinds import check_fields
 from llava_remap.rulefile.template import PatternError, Template
 
-#: A size in a view: a number, a name of `let`, or `*` for what the other sizes leave.
+#: A size in a view: a number, a name of `let`, or `*` for the remaining size.
 Size = int | str
 REST = "*"
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """How a tensor is seen.
+    """The view of a tensor in an operation.
 
     Attributes:
         axis: the axis that `view` divides.
-        view: the sizes of the axes that take its place, at most one of them `*`; empty if no axis
-            is divided.
-        axes: the order of the axes after that. It may name the first axes alone; the others follow.
+        view: the sizes of the axes that replace it, at most one of them `*`; empty if no axis is
+            divided.
+        axes: the order of the axes after `view`. It may list only the first axes; the others
+            follow.
     """
 
     axis: int = 0
@@ -53,7 +54,7 @@ class Seen:
 
     @property
     def symbols(self) -> set[str]:
-        """The names of `let` in it."""
+        """The names of `let` that the view has."""
         return {size for size in self.view if isinstance(size, str) and size != REST}
 
 
@@ -62,13 +63,13 @@ AS_STORED = Seen()
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """One tensor of an operation, or with a field `{x:each}` a list of them.
+    """One tensor of an operation, or a list of tensors numbered by a field `{x:each}`.
 
     Attributes:
-        names: the template of its name; None for a part of the whole that is dropped.
-        seen: how it is seen.
-        reason: why it is dropped, in words that a user reads.
-        size: of a dropped part along the axis; `*` for what the others leave.
+        names: the template of its name; None for a dropped part of the whole.
+        seen: its view.
+        reason: why the part is dropped, in words that a user reads.
+        size: size of a dropped part along the axis; `*` for the remaining size.
     """
 
     names: Template | None
@@ -78,7 +79,7 @@ class End:
 
     @property
     def each(self) -> str:
-        """The field that numbers a list of tensors; empty without one."""
+        """The field that numbers a list of tensors; empty for a single tensor."""
         fields = {} if self.names is None else self.names.fields
         return next((name for name, kind in fields.items() if kind == ":each"), "")
 
@@ -89,8 +90,8 @@ class Join:
 
     Attributes:
         along: the axis along which the parts follow one another; None if they don't.
-        stacked: the axis that numbers the tensors of a list, or the parts; None without one. The
-            parts don't have it.
+        stacked: the axis of the whole that numbers the tensors of a list, or the parts; None if
+            nothing is stacked.
     """
 
     along: int | None = None
@@ -101,8 +102,8 @@ class Taken(NamedTuple):
     """A tensor that an operation takes.
 
     Attributes:
-        end: the number of its end in `sources`.
-        fields: the values of the fields of its name, without that of `{x:each}`.
+        end: its index in `sources`.
+        fields: the values of its name's fields, without `{x:each}`.
         number: the value of `{x:each}`, or 0.
     """
 
@@ -116,13 +117,13 @@ class Operation:
     """A tensor operation, compiled.
 
     Attributes:
-        sources, targets: the tensors that are taken, and those that they become; one side has one
-            tensor, which is the whole.
-        seen: how the whole is seen.
-        sizes: the names in views → keys of the target's config.
+        sources, targets: the tensors to take, and the tensors to make. One side has a single
+            tensor, the whole.
+        seen: the view of the whole.
+        sizes: names in views → keys of the target's config.
 
     Raises:
-        PatternError: the templates, the sizes and the way to join them don't go together.
+        PatternError: the templates, the sizes and the join contradict each other.
     """
 
     sources: tuple[End, ...]
@@ -216,7 +217,7 @@ class Operation:
 
     @property
     def divides(self) -> bool:
-        """Whether the whole is taken, and the parts are made; else it is the other way round."""
+        """Whether the whole is taken and the parts are made. Otherwise parts are joined."""
         return len(self.sources) == 1 and not self.sources[0].each
 
     @property
@@ -228,7 +229,7 @@ class Operation:
         return self.targets if self.divides else self.sources
 
     def take(self, name: str) -> Taken | None:
-        """What the operation takes a name for; None if it doesn't take it."""
+        """The role of a tensor with this name; None if the operation doesn't take it."""
         for number, end in enumerate(self.sources):
             fields = None if end.names is None else end.names.match(name)
             if fields is not None and self._can_be_made(fields):
@@ -248,8 +249,8 @@ class Operation:
         """The name of a new tensor; None for a part that is dropped.
 
         Args:
-            end: its number in `targets`.
-            number: its number in a list.
+            end: its index in `targets`.
+            number: the value of `{x:each}` in a list.
         """
         names = self.targets[end].names
         if names is None:
@@ -258,7 +259,7 @@ class Operation:
         return names.fill({**fields, each: str(number)} if each else fields)
 
     def described(self, fields: Mapping[str, str]) -> list[str]:
-        """The new names in words: of a list, with the field that numbers it."""
+        """The new names for messages. The name of a list keeps the field that numbers it."""
         return [
             end.names.fill({**fields, end.each: f"{{{end.each}}}"} if end.each else fields)
             for end in self.targets
@@ -267,5 +268,5 @@ class Operation:
 
 
 def _own_fields(template: Template) -> list[str]:
-    """The fields without that which numbers a list."""
+    """The fields, without the field that numbers a list."""
     return [name for name, kind in template.fields.items() if kind != ":each"]

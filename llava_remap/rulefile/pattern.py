@@ -3,7 +3,7 @@
 A regex is one of the `regex` package. It is searched once, under a time limit, and its match is
 replaced.
 
-A wrapper is the name of a module that was put around others. It is taken off wherever it stands:
+A wrapper is the name of a module that was put around others. It is removed wherever it stands:
 
     >>> Wrapper("_orig_mod").take_off("_orig_mod.model.layers.3._orig_mod.mlp.up_proj.weight")
     'model.layers.3.mlp.up_proj.weight'
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 #: Seconds that a user's regex may take on one name. Ordinary ones take microseconds.
 TIME_LIMIT = 0.5
-#: Seconds that the regexes of one rule file may take together, of searches that need a limit.
+#: Seconds that all searches with a time limit may take together for one rule file.
 TOTAL_LIMIT = 30.0
 
 _SEGMENTS = re.compile(r"[^.\s{}]+(?:\.[^.\s{}]+)*")
 #: The beginning of an anchored regex: letters, digits and escaped signs that no quantifier follows.
 _LITERALS = re.compile(r"\^((?:[A-Za-z0-9_-]|\\[.\-])*)(?![*+?{])")
-#: Parts with which a name may begin otherwise than the regex: alternatives, flags for all of it.
+#: Parts that let a name begin otherwise than the regex: alternatives, and flags for all of it.
 _NO_PREFIX = re.compile(r"\||\(\?(?!:|P?<[A-Za-z_])")
 #: Parts that are neither quantifier nor choice, whatever characters they have: escaped characters,
 #: classes, beginnings of groups.
@@ -42,18 +42,17 @@ _WILD = re.compile(r"\)[*+?{]|\(\?(?!:|P?<[A-Za-z_])|\\[1-9gpk]")
 #: Each of these multiplies the ways in which a name can be tried: by its length, or by the number
 #: of alternatives.
 _QUANTIFIER, _CHOICE = re.compile(r"[*+{]"), re.compile(r"[?|]")
-#: Limits below which a search needs no time limit: at most a million steps from every start, times
-#: eight.
+#: Limits below which a search needs no time limit: at most eight million steps from every start.
 _TAME_QUANTIFIERS, _TAME_CHOICES, _TAME_LENGTH = 2, 3, 100
-#: The most characters of a regex, and the largest product of its counted repeats, since compiling a
-#: regex takes time, too.
+#: The most characters of a regex, and the largest product of its counted repeats. They limit the
+#: time for compiling it.
 _MOST_SIGNS, _MOST_REPEATS = 2000, 10_000
 _COUNT = re.compile(r"\{([0-9]{0,9}),?([0-9]{0,9})\}")
 _REFERENCE = re.compile(r"\\(?:g<([^>]*)>|([0-9]+)|(.?))", re.DOTALL)
 
 
 class RunawayError(Exception):
-    """A regex hit the time limit on a name; or, `together`, those of a rule file hit theirs."""
+    """A regex hit its time limit on a name, or (`together`) a rule file's regexes hit theirs."""
 
     def __init__(self, name: str, *, together: bool = False) -> None:
         super().__init__(name)
@@ -65,7 +64,7 @@ class RunawayError(Exception):
 
 
 class TimeSpent:
-    """Seconds that searches took; one for all regexes of a compiled rule file."""
+    """Seconds that searches took. All regexes of a compiled rule file share one `TimeSpent`."""
 
     def __init__(self) -> None:
         self._seconds = 0.0
@@ -89,8 +88,7 @@ class TimeSpent:
 
 @dataclass(frozen=True)
 class Wrapper:
-    """Whole segments that are taken out of a name wherever and as often as other segments follow
-    them.
+    """Whole segments that are removed from a name at every place where other segments follow.
 
     Raises:
         PatternError: the text isn't one or several segments.
@@ -116,8 +114,8 @@ class Wrapper:
 
     @property
     def candidates(self) -> str:
-        """A regex of whole names, for `re` with DOTALL. It matches every name that has the wrapper
-        on, and others.
+        """A regex of whole names, for `re` with DOTALL. It matches every name with the wrapper, and
+        others.
         """
         return rf"(?:.*\.)?{re.escape(self.text)}\..+"
 
@@ -144,7 +142,7 @@ class Wrapper:
         return bare if bare != name else None
 
     def mismatch(self, name: str) -> Mismatch:
-        """Why the wrapper doesn't come off a name that it isn't on."""
+        """Why a name doesn't have the wrapper."""
         return Mismatch(0, f"no segments follow `{self.text}` in the name")
 
 
@@ -207,15 +205,15 @@ class Regex:
 
     @cached_property
     def prefix(self) -> str:
-        """The beginning of every name that matches, as far as it is plain to see. It is compared
-        first, since that is cheaper than a search with a time limit.
+        """The literal text with which every match begins, as far as the regex shows it. Names are
+        compared with it first, which is cheaper than a search with a time limit.
         """
         literals = None if _NO_PREFIX.search(self.text) else _LITERALS.match(self.text)
         return literals[1].replace("\\", "") if literals else ""
 
     @property
     def segments(self) -> frozenset[str]:
-        """Segments of every name that the regex matches, as far as they are plain to see."""
+        """Segments of every name that the regex matches, as far as `prefix` shows them."""
         return frozenset(self.prefix.split(".")[:-1])
 
     @property
@@ -232,12 +230,12 @@ class Regex:
 
     @property
     def examples(self) -> list[str]:
-        """No names: they can't be made from the text of a regex. Tests have them."""
+        """Empty: names can't be made from the text of a regex. A rule file's tests have some."""
         return []
 
     def search(self, name: str, spent: TimeSpent | None = None) -> str | None:
-        """The name with the first match replaced (for a drop: the name as it is), or None without a
-        match.
+        """The name with the first match replaced (for a drop: the name itself), or None if there is
+        no match.
 
         Raises:
             RunawayError: the time limit was hit.
@@ -250,7 +248,7 @@ class Regex:
         return name[: found.start()] + str(found.expand(self.replace)) + name[found.end() :]
 
     def span(self, name: str, spent: TimeSpent | None = None) -> tuple[int, int] | None:
-        """Where the first match begins and ends, or None without one.
+        """Where the first match begins and ends, or None if there is no match.
 
         Raises:
             RunawayError: the time limit was hit.
@@ -259,7 +257,7 @@ class Regex:
         return None if found is None else found.span()
 
     def mismatch(self, name: str) -> Mismatch:
-        """Why the regex doesn't match a name in which it isn't found."""
+        """Why the regex doesn't match a name."""
         return Mismatch(0, "it finds nothing in the name")
 
     def _found(self, name: str, spent: TimeSpent | None) -> regex.Match[str] | None:

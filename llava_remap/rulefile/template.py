@@ -1,16 +1,16 @@
 """Templates: names with fields. A template matches a whole name.
 
-Its dots are literal. `{x}` is one segment or a part of one, `{x:int}` is a number, and `{x...}` is
-one or more segments. `{x:each}` is the number of a tensor in a list, for a tensor operation that
-takes or makes the whole list:
+Dots are literal. `{x}` is one segment or a part of one, `{x:int}` is a number, and `{x...}` is one
+or more segments. `{x:each}` is the number of a tensor in a list, for a tensor operation that takes
+or makes the whole list:
 
     >>> Template("model.layers.{n:int}.{rest...}").match("model.layers.3.mlp.up_proj.weight")
     {'n': '3', 'rest': 'mlp.up_proj.weight'}
     >>> Template("layers.{n}.{rest}").fill({'n': '3', 'rest': 'mlp.up_proj.weight'})
     'layers.3.mlp.up_proj.weight'
 
-A new name may compute with a number (`{n+1}`, `{2*n}`, `{2*n-1}`). Then the old number is a plain
-one, without zeros before it, so that the way back gives the same name:
+A new name may compute with a number (`{n+1}`, `{2*n}`, `{2*n-1}`). The old number must then have no
+leading zeros, so that the way back gives the same name:
 
     >>> Template("blocks.{2*n+1}.weight").fill({'n': '3'})
     'blocks.7.weight'
@@ -57,10 +57,9 @@ class Mismatch(NamedTuple):
     """Why a pattern doesn't match a name.
 
     Attributes:
-        matched: the number of characters of the pattern's literal text, from the left, that the
-            name has too.
-        why: what the pattern wants at the first place where it can't go on, and what the name has
-            instead.
+        matched: the number of characters of the pattern's literal text, from the left, that match.
+        why: what the pattern wants at the first place that doesn't match, and what the name has
+            there.
     """
 
     matched: int
@@ -152,7 +151,9 @@ class Template:
 
     @cached_property
     def _masked(self) -> str:
-        """The text without the dots of `{x...}`, so that each dot ends a segment; places stay."""
+        """The text with the dots of `{x...}` blanked, so that each dot ends a segment. Positions
+        are unchanged.
+        """
         return self.text.replace("...}", "   }")
 
     @property
@@ -180,7 +181,7 @@ class Template:
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
-        """Compiled for the first name with the prefix, which few templates of a rule file get."""
+        """Compiled when a name with the prefix comes. Most templates of a rule file see none."""
         return re.compile(
             "".join(
                 f"(?P<{field}>{_KINDS.get(kind, _PLAIN_NUMBER)})" if field else re.escape(text)
@@ -208,7 +209,7 @@ class Template:
         return "".join(f"{{{field}}}" if field else text for text, field, _ in self.pieces)
 
     def fill(self, values: Mapping[str, str]) -> str:
-        """The text with every field replaced by its value, and computed with it."""
+        """The text with every field replaced by its value, or by the result of its calculation."""
         if self.computed:
             numbers = {
                 field: str(times * int(values[field]) + plus)
@@ -218,7 +219,7 @@ class Template:
         return self._filled.format_map(values)
 
     def can_compute(self, values: Mapping[str, str]) -> bool:
-        """Whether every number that is computed is a plain one, and becomes one."""
+        """Whether every calculation takes a number without leading zeros and gives no negative."""
         return all(
             re.fullmatch(_PLAIN_NUMBER, values[field]) and times * int(values[field]) + plus >= 0
             for field, (times, plus) in self.computed.items()
@@ -241,8 +242,8 @@ class Template:
     def mismatch(self, name: str) -> Mismatch | None:
         """How far the template matches a name, and why no further; None if it matches the whole.
 
-        All ways in which the fields can take the name are followed from the left. The answer is
-        about the way that gets furthest.
+        All ways to divide the name among the fields are followed from the left. The result
+        describes the way that gets furthest.
         """
         reached, matched, at, open_end = {0}, 0, 0, ""
         for literal, field, kind in self.pieces:
@@ -273,7 +274,7 @@ class Template:
         )
 
     def _stopped(self, at: int, name: str, place: int) -> str:
-        """Why the template can't go on: its text is followed up to `at`, the name up to `place`."""
+        """Why the match stops at `at` in the template's text and at `place` in the name."""
         start, end = self._masked.rfind(".", 0, at) + 1, self._masked.find(".", at)
         wanted = self.text[start:] if end < 0 else self.text[start:end]
         has_start = name.rfind(".", 0, place) + 1
@@ -296,11 +297,11 @@ class Template:
 
 
 def reversed_template(source: Template, target: Template) -> Template:
-    """The template that matches what filling `target` makes of a match of `source`. It has the
-    same fields.
+    """The template for the way back: it matches `target` filled with the fields of `source`, and
+    has the same fields.
 
     Raises:
-        PatternError: where two fields touch in `target`, so that it can't be told where one ends.
+        PatternError: two fields touch in `target`, so that the end of the first is unknown.
     """
 
     def spelt(text: str, field: str, kind: str) -> str:
@@ -312,8 +313,8 @@ def reversed_template(source: Template, target: Template) -> Template:
 
 
 def _ends(piece: re.Pattern[str], name: str, starts: set[int]) -> set[int]:
-    """The places where a field can end that begins at one of `starts`: anywhere in the longest
-    text that it takes, but not behind a dot.
+    """The places where a field that begins at one of `starts` can end: anywhere in the longest text
+    that it matches, but not behind a dot.
     """
     ends: set[int] = set()
     done = 0
@@ -325,7 +326,7 @@ def _ends(piece: re.Pattern[str], name: str, starts: set[int]) -> set[int]:
 
 
 def _common(text: str, name: str, place: int) -> int:
-    """The number of characters from the beginning of `text` that the name has from `place` on."""
+    """The length of the common prefix of `text` and the name from `place` on."""
     return next(
         (n for n, (a, b) in enumerate(zip(text, name[place:], strict=False)) if a != b),
         min(len(text), len(name) - place),

@@ -1,23 +1,23 @@
-"""What to write in place of a line that isn't valid YAML: mostly, a text lacks its quotes."""
+"""Advice for a line that isn't valid YAML. Most often, quotes are missing."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
-#: The advice where nothing better is known.
+#: The advice if no better one is known.
 MEND = "Mend it there, if this is the rule file that you mean."
-#: Characters of a line that are looked at; lines of rule files stay below 150.
+#: The most characters of a line to look at; lines of rule files stay below 150.
 _LONGEST = 500
-#: Where a text can begin: on a line of its own, behind a key, in a list or mapping.
+#: Where a text can begin: at the start of a line, behind a key, in a list or mapping.
 _START = r"(?:^\s*(?:- +)*|: +|[\[{,] *)"
 #: A template. Where it begins with a brace, or stands inside `{…}` or `[…]`, YAML reads its fields
 #: as mappings.
 _TEMPLATE = (
     r"(?<![\w.'\"}])(?P<text>[\w.]*\{\w+(?::int|\.\.\.)?\}(?:[\w.]|\{\w+(?::int|\.\.\.)?\})*)"
 )
-#: Mistakes by what a line looks like, and what to write; `{text}` in quotes. The first that is
-#: found is told.
+#: Pairs of a pattern for a mistaken line and the advice, in which `{text}` is put in quotes. The
+#: first pattern that matches counts.
 _HINTS = tuple(
     (re.compile(pattern), advice)
     for pattern, advice in (
@@ -66,8 +66,8 @@ _HINTS = tuple(
 
 
 def place(error: Any) -> Any:
-    """The place of a YAML error. A quote that isn't closed is noticed at the end of the file, but
-    its place is where it begins.
+    """The place of a YAML error. For a quote that isn't closed, it is where the quote begins; the
+    parser reports the end of the file.
     """
     if (
         error.context_mark is not None
@@ -79,7 +79,7 @@ def place(error: Any) -> Any:
 
 
 def hint(text: str, error: Any) -> str:
-    """What to write in place of the line with a YAML error."""
+    """How to mend the line with a YAML error."""
     lines, context = text.splitlines(), error.context or ""
     at = place(error)
     numbers = [at.line] if at is not None else []

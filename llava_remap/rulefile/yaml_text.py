@@ -1,7 +1,7 @@
-"""YAML text to a tree of nodes that know their file, line and column.
+"""Parses YAML into a tree of nodes that know their file, line and column.
 
-Only the part of YAML that a rule file needs is read, by the core schema of YAML 1.2. The traps of
-the rest are errors: duplicate keys, anchors and aliases (and with them alias bombs), tags, plain
+Only the part of YAML that a rule file needs is read, by the core schema of YAML 1.2. Other parts
+are errors: duplicate keys, anchors and aliases (and with them alias bombs), tags, plain
 `yes`/`no`/`on`/`off` (booleans to a YAML-1.1 reader, strings to a person), and several documents in
 one file.
 """
@@ -28,7 +28,7 @@ MAX_DEPTH = 50
 #: with tests about 20,000.
 MAX_NODES = 20_000
 
-#: libyaml where it is installed: ten times as fast as the loader in Python.
+#: libyaml if it is installed: ten times as fast as the loader in Python.
 LOADER = cast(Any, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 _CONSTANTS = {"": None, "null": None, "~": None, "true": True, "false": False}
 _YAML_1_1_BOOLEANS = {"yes", "no", "on", "off", "y", "n"}
@@ -71,7 +71,7 @@ class Node:
         return self.entries[key].items if key in self.entries else ()
 
     def locate(self, path: tuple[str | int, ...]) -> Node:
-        """The deepest node on `path` that exists, so that a missing field has a place, too."""
+        """The deepest existing node on `path`, so that even a missing field has a place."""
         node = self
         for step in path:
             inside = node.entries.get(str(step))
@@ -87,8 +87,8 @@ def read_yaml(path: Path, shown: str) -> Node:
     """Parse a file whose top level is a mapping. `shown` is the file's name in messages.
 
     Raises:
-        RemapError: LR200 if it can't be read, LR201 with file, line and column if it isn't plain
-            YAML.
+        RemapError: LR200 if the file can't be read, LR201 with file, line and column if it isn't
+            valid YAML of this part.
     """
     try:
         if path.stat().st_size > MAX_NBYTES:
@@ -114,7 +114,7 @@ def read_yaml(path: Path, shown: str) -> Node:
 
 @lru_cache(maxsize=64)
 def parse_yaml(text: str, shown: str) -> Node:
-    """As `read_yaml`, from text. Many rule files extend the same parts, so trees are kept."""
+    """Like `read_yaml`, from text. Trees are cached: many rule files extend the same parts."""
     try:
         root = _document(_counted(yaml.parse(text, Loader=LOADER), shown), shown)
     except yaml.MarkedYAMLError as error:
@@ -127,7 +127,7 @@ def parse_yaml(text: str, shown: str) -> Node:
     except yaml.reader.ReaderError as error:
         before = text[
             : max(text.find(chr(error.character)), 0)
-        ]  # its own position is one of bytes or of characters
+        ]  # error.position counts bytes or characters, depending on the loader
         at = Mark(shown, before.count("\n") + 1, len(before) - before.rfind("\n"))
         raise refuse(
             "LR201",

@@ -1,5 +1,5 @@
-"""Writes YAML: values on one line, and tests into the text of a rule file. Every other byte of that
-text stays as it is.
+"""Writes YAML: values on one line, and tests into the text of a rule file. All other bytes of that
+text are kept.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from llava_remap.core.problem import Mark, refuse
 from llava_remap.rulefile.schema import NameTest
 from llava_remap.rulefile.yaml_text import LOADER
 
-#: Texts that need no quotes in YAML, unless they are one of the words.
+#: Texts that need no quotes in YAML, except those in `_WORDS`.
 PLAIN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9_./-]*( [A-Za-z0-9_./-]+)*")
 PLAIN_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
-#: Words that YAML, or some readers of it, take for something else than text.
+#: Words that some YAML readers don't take as text.
 _WORDS = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}
-#: Columns of a line; what is longer is written over several.
+#: Columns of a line; a longer entry is written on several lines.
 _WIDTH = 130
 _BOM = "\ufeff"
 _LINE_END = re.compile(r"\r\n|\n|\r|\Z")
 
 
 def quoted(text: str) -> str:
-    """A text in quotes. A lone surrogate, which YAML can't say, becomes text: `\\udcff`."""
+    """A text in quotes. A lone surrogate, which YAML can't represent, is escaped: `\\udcff`."""
     text = "".join(printable(one) if "\ud800" <= one <= "\udfff" else one for one in text)
     if text.isprintable():
         return "'" + text.replace("'", "''") + "'"
@@ -40,7 +40,7 @@ def flow(value: Any, plain: re.Pattern[str] = PLAIN_TEXT) -> str:
     """A JSON value in YAML's flow style.
 
     Args:
-        plain: texts that are written without quotes.
+        plain: pattern of texts to write without quotes.
     """
     if isinstance(value, Mapping):
         entries = (f"{flow(key, plain)}: {flow(one, plain)}" for key, one in value.items())
@@ -53,17 +53,17 @@ def flow(value: Any, plain: re.Pattern[str] = PLAIN_TEXT) -> str:
 
 
 def with_tests(text: str, tests: Sequence[NameTest], shown: str) -> str:
-    """The text of a valid rule file with tests behind those that it has.
+    """The text of a valid rule file, with further tests after its own.
 
     Args:
-        text: with its line ends as they are in the file.
+        text: the file's text with its original line ends.
         shown: the file's name in messages.
 
     Raises:
-        RemapError: LR201 for a file that is one flow mapping, `{schema: 1, …}`, which has no lines
-            to put tests between.
+        RemapError: LR201 for a file that is one flow mapping, `{schema: 1, …}`, which has no line
+            to put tests behind.
     """
-    if text.startswith(_BOM):  # which a reader doesn't count
+    if text.startswith(_BOM):  # YAML readers don't count it as a position
         return _BOM + with_tests(text.removeprefix(_BOM), tests, shown)
     root = yaml.compose(text, Loader=LOADER)
     assert isinstance(root, yaml.MappingNode)
@@ -84,11 +84,11 @@ def with_tests(text: str, tests: Sequence[NameTest], shown: str) -> str:
         assert isinstance(present, yaml.SequenceNode)
         if present.flow_style:
             return _in_flow(text, present, tests, newline)
-        last: yaml.Node = present  # the reader ends a node in block style where the next one begins
+        last: yaml.Node = present  # a node in block style ends where the next node begins
         while isinstance(last, yaml.CollectionNode) and not last.flow_style and last.value:
             last = last.value[-1][1] if isinstance(last, yaml.MappingNode) else last.value[-1]
         at, block = last.end_mark.index, _block(tests, " " * present.start_mark.column, newline)
-        if last.end_mark.column:  # the end of a block of text is the beginning of a line already
+        if last.end_mark.column:  # a block of text ends at the start of a line
             line_end = _LINE_END.search(text, at)
             assert line_end is not None
             at = line_end.end()
@@ -97,8 +97,8 @@ def with_tests(text: str, tests: Sequence[NameTest], shown: str) -> str:
 
 
 def _in_flow(text: str, node: yaml.SequenceNode, tests: Sequence[NameTest], newline: str) -> str:
-    """Behind the last item, in its line, or each in a line of its own where the items have lines
-    of their own.
+    """The text with tests behind the last item: on its line, or each on a line of its own if the
+    present items are.
     """
     items = [flow(_fields(test), PLAIN_NAME) for test in tests]
     if not node.value:

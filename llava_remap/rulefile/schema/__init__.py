@@ -1,4 +1,4 @@
-"""The rule language, version 1, as pydantic models. What each field means is said at the field."""
+"""The rule language, version 1, as pydantic models. Each field has a description."""
 
 from llava_remap.rulefile.schema.file import (
     NAMED,

@@ -21,19 +21,19 @@ from llava_remap.rulefile.schema.target import Processor, Target, Token
 from llava_remap.rulefile.template import Template
 
 SCHEMA_VERSIONS = (1,)
-#: What a default that is a mapping is called in the place of an error; no field is called so.
+#: The step for a default that is a mapping, in pydantic's path to an error. No field has this name.
 NAMED = "{from}"
 
 
 class Change(Part):
     """An entry of the file's history."""
 
-    version: str = Field(description="the version of this rule file that brought it")
-    what: str = Field(description="what changed, in a line")
+    version: str = Field(description="the version of this rule file that has the change")
+    what: str = Field(description="what changed, in one line")
 
 
 class NamedDefault(Part):
-    """A source's default that the sources' config names."""
+    """A default repository that the language model's config names."""
 
     from_: str = Field(
         alias="from",
@@ -41,11 +41,9 @@ class NamedDefault(Part):
         "repository or a path",
     )
     map: dict[str, str] = Field(
-        {}, description="what the config may call a repository → the repository"
+        {}, description="a value that the config may have → the repository that it stands for"
     )
-    default: str | None = Field(
-        None, description="hub repository taken where the config names none"
-    )
+    default: str | None = Field(None, description="hub repository to use if the config names none")
 
 
 def _kind_of_default(value: Any) -> str | None:
@@ -66,35 +64,37 @@ Default = Annotated[
 
 
 class Source(Part):
-    """A checkpoint that the file reads."""
+    """A checkpoint that the rule file reads."""
 
     default: Default | None = Field(
         None,
-        description="hub repository taken where none is given; or, not for the first source, "
-        "{from: KEY, default: REPOSITORY}: "
-        "what the source's config names, and the repository where it names none",
+        description="hub repository to use if the job gives none. Every source but the first "
+        "may have {from: KEY, default: REPOSITORY} instead: the repository that the config names "
+        "under KEY, or REPOSITORY if it names none",
     )
-    optional: bool = Field(False, description="whether a job goes on where it isn't given")
+    optional: bool = Field(False, description="whether a job may leave this source out")
     use: tuple[Literal["tensors", "config", "tokenizer", "processor"], ...] = Field(
         ("tensors", "config", "tokenizer", "processor"),
-        description="what is taken of it; all by default",
+        description="which parts of the source are used; all by default",
     )
     used_if_absent: TemplateText | None = Field(
-        None, description="its tensors are taken only where no name of the first source matches"
+        None,
+        description="template: this source's tensors are used only if the template matches no "
+        "name of the first source",
     )
     select: TemplateText | tuple[TemplateText, ...] = Field(
         (),
-        description="template of names, or a list; of its tensors only those are taken whose "
-        "names, as `prepare` leaves them, "
-        "match one",
+        description="template of names, or a list of templates: only tensors whose names match "
+        "one are used. Names are matched after `prepare`",
     )
-    prefix: str = Field("", description="put before each of its names, before any rule")
+    prefix: str = Field(
+        "", description="text to put before each name of the source, before any rule applies"
+    )
     overrides: bool = Field(
         False,
-        description="its tensors take the place of those that other sources have for the same "
-        "parameters, and if it is a LoRA "
-        "adapter, it is merged; of two such sources the later wins. Less than a model will do: an "
-        "adapter, a projector",
+        description="this source's tensors replace those of other sources for the same "
+        "parameters, and a LoRA adapter is merged. If two such sources have one parameter, the "
+        "later source wins. The source may be less than a model: an adapter, a projector",
     )
 
     @property
@@ -104,17 +104,15 @@ class Source(Part):
 
 
 class PostLoad(Part):
-    """A post-load rule: it changes tensors after the rename, with shapes that the plan knows
-    beforehand.
-    """
+    """A plug-in that changes tensors after the rename. The plan knows their new shapes."""
 
     use: str = Field(description="name of an installed plug-in, e.g. expand_embeddings")
-    with_: dict[str, Any] = Field({}, alias="with", description="its options")
+    with_: dict[str, Any] = Field({}, alias="with", description="the plug-in's options")
 
 
 class RuleText(Part):
-    """A rule file of llava-remap, or a part that rule files extend: how the names of a family of
-    checkpoints become others.
+    """A rule file of llava-remap, or a part that rule files extend: the translation of a checkpoint
+    family's tensor names.
     """
 
     schema_: int = Field(
@@ -123,85 +121,86 @@ class RuleText(Part):
         json_schema_extra={"enum": list(SCHEMA_VERSIONS)},
     )
     name: str | None = Field(
-        None, description="what it is called by, and what the record of a conversion names"
+        None, description="name of this rule file, which the record of a conversion repeats"
     )
     version: str | None = Field(
         None, pattern=r"^\d+\.\d+\.\d+$", description="version of this rule file: three numbers"
     )
-    summary: str | None = Field(
-        None, description="what it is for, in a line: `rules list` shows it"
+    summary: str | None = Field(None, description="the purpose in one line, for `rules list`")
+    changes: tuple[Change, ...] = Field(
+        (), description="history of this rule file, the newest entry last"
     )
-    changes: tuple[Change, ...] = Field((), description="its history, the newest last")
     extends: tuple[str, ...] = Field(
         (),
-        description="files to build on, relative to this file or named as the shipped ones are "
-        "(parts/wrappers.yaml); this "
-        "file's own rules stand before theirs, and a rule with the id of one of theirs replaces it",
+        description="files to build on: paths relative to this file, or names of shipped files "
+        "(parts/wrappers.yaml). This file's own rules stand before inherited ones; a rule with "
+        "the id of an inherited rule replaces that rule in its place",
     )
     detect: Condition = Field(
         Condition(),
-        description="which checkpoints the file is for; names are those of the first source and of "
-        "the ones that override it, as "
-        "`prepare` left them",
+        description="which checkpoints the file is for. The names are those of the first source "
+        "and of the sources that override it, after `prepare`",
     )
     requires: dict[str, Requirement] = Field(
         {},
-        description="by a name of their own, conditions as in `detect`, for checkpoints that look "
-        "alike and compute something "
-        "else: where one doesn't hold, the job is refused with what differs",
+        description="conditions as in `detect`, each under a name of its own, for checkpoints "
+        "that look alike and compute something else. If a condition doesn't hold, the job is "
+        "refused with the text of its `else`",
     )
     notices: dict[str, Notice] = Field(
-        {}, description="by a name of their own, what users of the folder have to know"
+        {},
+        description="what users of the output folder have to know, each notice under a name of "
+        "its own",
     )
     config_keys: dict[str, Literal["unused", "told", "refused"]] = Field(
         {},
-        description="key of the source's config that neither a rule nor the language model's class "
-        "reads, with * for any signs: "
-        "unused (nothing that is computed depends on it), told (the report names it), or refused, "
-        "as any other key is. What "
-        "stands for the key itself counts, else the first pattern that matches",
+        description="for keys of the source's config that neither a rule nor the language "
+        "model's class reads: key, with * for any characters → unused (no computation depends on "
+        "the key), told (the report names the key), or refused (the job is refused, as for an "
+        "unlisted key). The exact key counts before patterns, and the first matching pattern "
+        "before later ones",
     )
     sources: dict[str, Source] = Field(
-        {}, description="the checkpoints that are read, by name; the first is the main one"
+        {}, description="the checkpoints to read, by name; the first is the main one"
     )
-    target: Target | None = Field(None, description="the model that is wanted")
+    target: Target | None = Field(None, description="the model to write")
     tokens: tuple[Token, ...] = Field(
-        (), description="tokens that the tokenizer must have; they are added where they are absent"
+        (), description="tokens that the tokenizer must have; missing ones are added"
     )
     prepare: tuple[Rule, ...] = Field(
         (),
-        description="clean-up of names (wrappers off, buffers dropped): every rule in turn, each "
-        "at most once a name",
+        description="clean-up of names (removes wrappers, drops buffers): every rule is tried "
+        "in turn, each at most once per name",
     )
     names: tuple[Rule, ...] = Field(
         (),
-        description="translation: the first rule that matches takes the name; one that none "
-        "matches is an error",
+        description="translation of names: the first rule that matches takes the name; a name "
+        "that no rule matches is an error",
     )
     tensors: tuple[TensorRule, ...] = Field(
         (),
-        description="operations on tensors, by the names that `names` made: divide, join, reorder "
-        "axes. The first that matches takes the tensor",
+        description="operations on tensors: divide, join, reorder axes. They match the names "
+        "that `names` made; the first operation that matches takes the tensor",
     )
     layouts: tuple[str, ...] = Field(
         (),
-        description="layouts of transformers (the shipped files in `layouts/`, by name): the "
-        "`names` of that one count, behind "
-        "this file's own, which takes most of the checkpoint's names; of two the first",
+        description="shipped layouts of transformers (the files in `layouts/`), by name. The "
+        "layout that takes most of the checkpoint's names is used; on a tie, the first one "
+        "listed. Its `names` stand behind this file's own",
     )
     post_load: tuple[PostLoad, ...] = Field(
-        (), description="what changes tensors after the rename, in order"
+        (), description="plug-ins that change tensors after the rename, in order"
     )
     processor: Processor | None = Field(
-        None, description="image processor, chat template, number of image tokens"
+        None, description="image processor, chat template, and number of image tokens"
     )
     tests: tuple[NameTest, ...] = Field(
-        (), description="what must become of which name; `rules test` runs them"
+        (), description="example names and what must become of them; `rules test` runs the tests"
     )
 
     @model_validator(mode="after")
     def _complete(self) -> RuleText:
-        """A part may leave out what the files that extend it say; a file with a target may not."""
+        """A file with a target must have all fields; a part may leave some to its children."""
         unwraps = [rule.id for rule in self.names if isinstance(rule.kind, Unwrap)]
         texts, roles = [t.text for t in self.tokens], [t.role for t in self.tokens]
         first = next(iter(self.sources.values()), Source())

@@ -21,23 +21,23 @@ Axis = Annotated[int, Field(ge=0, lt=8)]
 Count = Annotated[int, Field(ge=1)]
 SizeName = Annotated[str, Field(pattern=r"^([A-Za-z_][A-Za-z0-9_]*|\*)$")]
 
-#: What an entry of `from` or `to` that is a mapping is called in the place of an error.
+#: The step for a mapping in `from` or `to`, in pydantic's path to an error.
 SEEN = "{name}"
-#: What a list of tensors is called there.
+#: The step for a list of tensors.
 LISTED = "[tensors]"
 
 
 class _View(Part):
-    """How a tensor is seen."""
+    """Divides and reorders the axes of a tensor."""
 
     view: tuple[Count | SizeName, ...] = Field(
         (),
-        description="the sizes of the axes into which one axis is divided: numbers, names of "
-        "`let`, and one * for what the others leave",
+        description="sizes of the axes into which one axis is divided: numbers, names of `let`, "
+        "and one * for the remaining size",
     )
     axis: Axis = Field(0, description="the axis that `view` divides")
     axes: tuple[Axis, ...] = Field(
-        (), description="the order of the axes after that; axes that it doesn't name follow"
+        (), description="order of the axes after `view`; axes that aren't listed follow"
     )
 
     @property
@@ -57,16 +57,18 @@ class _View(Part):
 
 
 class SeenTensor(_View):
-    """A part that is seen otherwise than it is stored, or a part that is dropped."""
+    """A part with other axes than it is stored with, or a part that is dropped."""
 
     model_config = either(("name",), ("drop",))
 
-    name: TemplateText | None = Field(None, description="template of its name")
+    name: TemplateText | None = Field(None, description="template of the tensor's name")
     drop: str | None = Field(
-        None, min_length=1, description="in `to`: the part is left out; the reason, for the report"
+        None,
+        min_length=1,
+        description="in `to`: leaves the part out; the text is the reason, for the report",
     )
     size: Count | SizeName = Field(
-        REST, description="of a part that is dropped, along the axis; * for what the others leave"
+        REST, description="size of a dropped part along the axis; * for the remaining size"
     )
 
     @model_validator(mode="after")
@@ -116,8 +118,8 @@ Tensors = Annotated[
 
 
 class How(_View):
-    """What an operation does. `view` and `axes` say how the one tensor is seen that is divided, or
-    that the others are put together to.
+    """What an operation does. `view` and `axes` apply to the single tensor: the one to divide, or
+    the one that the others are joined into.
     """
 
     # For editors: the whole is divided or put together; the validator says the same.
@@ -137,13 +139,15 @@ class How(_View):
         None, description="the axis along which the tensor is divided, in the order of `to`"
     )
     concat: Axis | None = Field(
-        None, description="the axis along which tensors follow one another, in the order of `from`"
+        None, description="the axis along which tensors are joined, in the order of `from`"
     )
     stack: Axis | None = Field(
-        None, description="the new axis that numbers the tensors, by {x:each} or in their order"
+        None,
+        description="the new axis along which tensors are stacked, ordered by {x:each} or by "
+        "`from`",
     )
     unstack: Axis | None = Field(
-        None, description="the axis that is taken away: each of its indices is a tensor"
+        None, description="the axis to remove: each index along it becomes a tensor"
     )
 
     @model_validator(mode="after")
@@ -162,30 +166,28 @@ class How(_View):
 
 
 class TensorRule(Part):
-    """One tensor operation: tensors of `from`, by the names that `names` made, become those of
-    `to`. Sizes come from the tensors and from `let`, and have to add up.
+    """One tensor operation: the tensors of `from`, under the names that `names` made, become the
+    tensors of `to`. Sizes come from the tensors and from `let`, and must add up.
     """
 
     id: Id = Field(
-        description="its name in reports, unlike any other in the list; a rule with the id of one "
-        "of an extended file replaces it"
+        description="the rule's name in reports, unique in its list; a rule with the id of an "
+        "inherited rule replaces that rule"
     )
-    from_: Tensors = Field(
-        alias="from", description="the tensor, or the list of tensors, that it takes"
-    )
-    to: Tensors = Field(description="the tensor, or the list of tensors, that it makes")
-    how: How = Field(description="how the numbers are placed")
+    from_: Tensors = Field(alias="from", description="the tensor to take, or the list of tensors")
+    to: Tensors = Field(description="the tensor to make, or the list of tensors")
+    how: How = Field(description="where the elements go")
     let: dict[str, Annotated[str, Field(pattern=r"^target\.[A-Za-z_][A-Za-z0-9_.]*$")]] = Field(
-        {}, description="names for sizes: keys of the target's config (target.text_config.…)"
+        {}, description="name for a size → key of the target's config (target.text_config.…)"
     )
     when: Condition | None = Field(
         None,
-        description="the rule counts only for checkpoints for which this holds; names are those of "
-        "the first source and of the ones that override it, as `prepare` left them",
+        description="the rule counts only for checkpoints that meet this condition. The names "
+        "are those of the first source and of the sources that override it, after `prepare`",
     )
     optional: bool = Field(
         False,
-        description="whether it is expected that a checkpoint has no name for it (lint's LR205)",
+        description="whether a checkpoint may have no name for this rule (no LR205 from lint)",
     )
 
     _operation: Operation = PrivateAttr()

@@ -1,6 +1,4 @@
-"""What all models of the rule language have in common, the types of their fields, and conditions on
-checkpoints.
-"""
+"""The common base of the rule language's models, types of fields, and conditions on checkpoints."""
 
 from __future__ import annotations
 
@@ -25,7 +23,7 @@ def pattern_error(error: PatternError) -> PydanticCustomError:
 
 
 def _template(given: Any, as_text: Callable[[Any], str]) -> Template:
-    """The template of a text; one that is parsed already is taken as it is."""
+    """The template of a text; a parsed template is returned unchanged."""
     if isinstance(given, Template):
         return given
     text = as_text(given)
@@ -44,11 +42,11 @@ Id = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
 
 
 def check(kind: str, *checks: tuple[object, str]) -> None:
-    """Refuse a model for the first mistake that it has.
+    """Raise an error for the first mistake of a model.
 
     Args:
         kind: pydantic's type of the error.
-        checks: whether the model has the mistake, and the message.
+        checks: pairs: whether the model has the mistake, and the message.
     """
     for is_wrong, message in checks:
         if is_wrong:
@@ -56,8 +54,8 @@ def check(kind: str, *checks: tuple[object, str]) -> None:
 
 
 def either(*forms: tuple[str, ...]) -> ConfigDict:
-    """For editors: fields of which exactly one set has to be there. Validators say the same, in
-    better words.
+    """JSON Schema for editors: exactly one of these sets of fields is required. Validators check
+    the same with better messages.
     """
     return ConfigDict(json_schema_extra={"oneOf": [{"required": list(form)} for form in forms]})
 
@@ -69,40 +67,37 @@ class Part(BaseModel):
 
 
 class Condition(Part):
-    """What a checkpoint's names and config have to be. All that is said has to hold."""
+    """A condition on a checkpoint's names and config. All its fields must hold."""
 
     present: tuple[TemplateText, ...] = Field(
-        (), description="templates of names; each must match at least one"
+        (), description="templates; each must match at least one name"
     )
-    absent: tuple[TemplateText, ...] = Field(
-        (), description="templates of names; none may match one"
-    )
+    absent: tuple[TemplateText, ...] = Field((), description="templates; none may match a name")
     config: dict[str, Scalar | tuple[Scalar, ...]] = Field(
         {},
-        description="key of the source's config: the value, or the list of values, that it may "
-        "have; null stands for absent, "
-        "and of a list in the config the first item counts",
+        description="key of the source's config → the value, or the list of values, that it may "
+        "have. null stands for a missing key. If the config has a list, its first item counts",
     )
     config_not: dict[str, Scalar | tuple[Scalar, ...]] = Field(
         {},
-        description="key of the source's config: the value, or the list of values, that it may not "
-        "have",
+        description="key of the source's config → the value, or the list of values, that it may "
+        "not have",
     )
 
 
 class Requirement(Condition):
-    """What a checkpoint has to be for the target to compute the same."""
+    """A condition that a checkpoint must meet for the target to compute the same."""
 
     when: dict[str, Scalar | tuple[Scalar, ...]] = Field(
         {},
-        description="key of the source's config: the value, or the list of values, for which this "
-        "is asked",
+        description="key of the source's config → the value, or the list of values, for which "
+        "the requirement applies",
     )
     else_: str = Field(
         "",
         alias="else",
-        description="what differs otherwise, in sentences that a user reads; a file that extends "
-        "this may leave it out",
+        description="what differs if the requirement isn't met, in sentences for users; a file "
+        "that extends this file may leave it out",
     )
 
     @model_validator(mode="after")
@@ -118,11 +113,11 @@ class Requirement(Condition):
 
 
 class Notice(Part):
-    """Something that a user of the folder has to know."""
+    """Something that a user of the output folder has to know."""
 
     when: dict[str, Scalar | tuple[Scalar, ...]] = Field(
         {},
-        description="key of the source's config: the value, or the list of values, for which it is "
-        "told",
+        description="key of the source's config → the value, or the list of values, for which "
+        "the notice applies",
     )
-    text: str = Field(min_length=1, description="in sentences that a user reads in the report")
+    text: str = Field(min_length=1, description="sentences for users, in the report")

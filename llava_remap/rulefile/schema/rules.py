@@ -31,12 +31,10 @@ from llava_remap.rulefile.template import PatternError, Template
 
 
 class Reverse(Part):
-    """The way back of a regex: what is searched in the new name, and what it is replaced by."""
+    """The way back of a regex: a search in the new name, and the replacement of its match."""
 
     match: str = Field(description="regex, searched once in the new name")
-    replace: str = Field(
-        description="what its match is replaced by; \\1 and \\g<name> stand for groups"
-    )
+    replace: str = Field(description="replacement of the match; \\1 and \\g<name> stand for groups")
 
 
 class Rule(Part):
@@ -49,54 +47,54 @@ class Rule(Part):
     )
 
     id: Id = Field(
-        description="its name in reports, unlike any other in the list; a rule with the id of one "
-        "of an extended file replaces it"
+        description="the rule's name in reports, unique in its list; a rule with the id of an "
+        "inherited rule replaces that rule"
     )
     from_: TemplateText | None = Field(
         None,
         alias="from",
-        description="template of the whole name: dots are literal, {x} is one segment or a part of "
-        "one, {x:int} a number, {x...} "
-        "one or more segments",
+        description="template of the whole name. Dots are literal; {x} is one segment or part "
+        "of a segment, {x:int} a number, {x...} one or more segments",
     )
     to: TemplateText | None = Field(
         None, description="template of the new name, with fields of `from`"
     )
     match: str | None = Field(
         None,
-        description="regex (of the `regex` package), searched once in the name; anchor it with ^ "
-        "and $, write a dot as \\.",
+        description="regex (of the `regex` package), searched once in the name; anchor it with "
+        "^ and $, and write a dot as \\.",
     )
     replace: str | None = Field(
         None,
-        description="what the regex's match is replaced by; \\1 and \\g<name> stand for groups",
+        description="replacement of the regex's match; \\1 and \\g<name> stand for groups",
     )
     unwrap: str | None = Field(
         None,
         description="in `prepare`: a segment of names, or several (base_model.model), that a "
-        "framework put around modules; it is "
-        "taken out wherever others follow it, at the start or inside, as often as it stands there",
+        "framework put around modules. Every occurrence that other segments follow is removed, "
+        "at the start of a name and inside",
     )
     drop: str | None = Field(
         None,
         min_length=1,
-        description="the tensor is left out; the reason, in words that a user reads in the report",
+        description="leaves the tensor out; the text is the reason, which users read in the report",
     )
     when: Condition | None = Field(
         None,
-        description="the rule counts only for checkpoints for which this holds; names are those of "
-        "the first source and of the "
-        "ones that override it, in `prepare` as they are stored, in `names` as `prepare` left them",
+        description="the rule counts only for checkpoints that meet this condition. The names "
+        "are those of the first source and of the sources that override it: in `prepare` as "
+        "stored, in `names` after `prepare`",
     )
     optional: bool = Field(
         False,
-        description="whether it is expected that a checkpoint has no name for it (lint's LR205)",
+        description="whether a checkpoint may have no name for this rule (no LR205 from lint)",
     )
     one_way: Literal[True] | None = Field(
-        None, description="true: new names are not taken back by this rule"
+        None, description="true: this rule doesn't turn new names back into old ones"
     )
     reverse: Reverse | None = Field(
-        None, description="the way back of a regex; a template has its own"
+        None,
+        description="turns new names of a regex back into old ones; a template does so by itself",
     )
 
     _kind: RuleKind = PrivateAttr()
@@ -150,16 +148,16 @@ class Rule(Part):
 
 
 class Given(Part):
-    """What else is true of the checkpoint that a test is about, for rules with a `when`, and of
-    the target, for sizes.
+    """Further facts about a test's checkpoint, for rules with a `when`, and about its target, for
+    sizes.
     """
 
-    names: tuple[str, ...] = Field((), description="further names that it has")
-    config: dict[str, Any] = Field({}, description="what its config says")
+    names: tuple[str, ...] = Field((), description="further names of the checkpoint")
+    config: dict[str, Any] = Field({}, description="values of the checkpoint's config")
     target: dict[str, int] = Field(
         {},
-        description="what the target's config says, for the sizes of `let`: its key "
-        "(text_config.num_attention_heads), and a number",
+        description="values of the target's config for the sizes of `let`: key "
+        "(text_config.num_attention_heads) → number",
     )
 
 
@@ -210,42 +208,46 @@ class Numbers:
         return elements[0]
 
 
-#: `NameTest` reads them: it knows how many names there are.
+#: Nested lists of numbers. `NameTest` validates them, since it knows the number of names.
 Nested = Annotated[Any, WithJsonSchema({"type": "array", "items": {}, "minItems": 1})]
 
 
 class Sides(Part):
-    """Shapes or numbers of the tensors that a test names: of one name a list, of several names a
-    list of lists, in the same order.
+    """Shapes or elements of a test's tensors: a list for one name; for several names a list of
+    lists in the same order.
     """
 
-    from_: Nested = Field(alias="from", description="of the names of `from`")
-    to: Nested = Field(description="of the names of `to`")
+    from_: Nested = Field(alias="from", description="for the names of `from`")
+    to: Nested = Field(description="for the names of `to`")
 
 
 class NameTest(Part):
     """What must become of a name: exactly one of `to`, `dropped: true`, `unmapped: true`. For a
-    tensor operation, `from` and `to` have all names of its tensors, in the order of the rule; small
-    `shapes` or `values` show where the numbers go.
+    tensor operation, `from` and `to` list the names of all its tensors in the order of the rule;
+    small `shapes` or `values` show where the elements go.
     """
 
     model_config = either(("to",), ("dropped",), ("unmapped",))
 
-    from_: Names = Field(alias="from", description="a name as a checkpoint has it, or several")
-    to: Names | None = Field(None, description="the name, or the names, that it must become")
-    dropped: Literal[True] | None = Field(None, description="true: a drop must take it")
+    from_: Names = Field(
+        alias="from", description="a name as a checkpoint has it, or several names"
+    )
+    to: Names | None = Field(None, description="the name, or the names, that must result")
+    dropped: Literal[True] | None = Field(
+        None, description="true: a rule with `drop` must take the name"
+    )
     unmapped: Literal[True] | None = Field(
-        None, description="true: neither a rule of `names` nor one of `tensors` may take it"
+        None, description="true: no rule of `names` or `tensors` may take the name"
     )
     shapes: Sides | None = Field(
-        None, description="shapes before and after: lists of sizes, which have to add up"
+        None, description="shapes before and after: lists of sizes, which must add up"
     )
     values: Sides | None = Field(
         None, description="small tensors before and after: lists of rows of numbers"
     )
     given: Given = Field(
         Given(),
-        description="what else is true of the checkpoint and the target, for rules with a `when` "
+        description="further facts about the checkpoint and the target, for rules with a `when` "
         "and for sizes",
     )
 

@@ -1,4 +1,4 @@
-"""The model and the processor that are wanted, and where the values of their configs come from."""
+"""The target model, its processor, and the origins of their config values."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ ORIGINS = ("from", "const", "tower", "token", "target", "cases")
 
 
 FACTS = (
-    "values of the target's config that stand before (dots for nested ones), facts of the vision "
-    "tower, values of the "
-    "source's config (source.KEY; null where it has none), and, with token, a word that the "
-    "tokenizer has"
+    "values of the target's config that stand before (dots for nested keys), facts of the vision "
+    "tower, values of the source's config (source.KEY; null for a missing key), and words of the "
+    "tokenizer (token: WORD)"
 )
 
 
@@ -30,43 +29,46 @@ class ConfigValue(Part):
     from_: str | None = Field(
         None,
         alias="from",
-        description="key of the source's config; with `map`, of a list the first item is taken",
+        description="key of the source's config; with `map`, the first item of a list is used",
     )
     const: Any = Field(None, description="the value itself")
     tower: str | None = Field(
         None,
         description="a fact of the vision tower, read from its tensors and its own config: "
-        "image_size, patch_size, positions, "
-        "image_tokens, class_tokens, model_type, last_layer_deleted, num_hidden_layers, "
-        "hidden_size, intermediate_size, apart "
-        "(whether it comes from another source than the language model)",
+        "image_size, patch_size, positions, image_tokens, class_tokens, model_type, "
+        "last_layer_deleted, num_hidden_layers, hidden_size, intermediate_size, apart (whether "
+        "the tower comes from another source than the language model)",
     )
     times: float | int = Field(
-        1, gt=0, description="a number that the tower's fact is multiplied by; the result is whole"
+        1,
+        gt=0,
+        description="factor for the tower's fact; the product is rounded down to a whole number",
     )
     token: Literal["image", "video", "pad"] | None = Field(
-        None, description="the id of the token with this role"
+        None, description="role of a token; the value is the token's id"
     )
     target: str | None = Field(
         None, description="a value of the target's config (for the processor)"
     )
     map: dict[str, Scalar] | None = Field(
-        None, description="the value found → the value wanted; others are an error"
+        None, description="value found → value to write; any other value is an error"
     )
     default: Any = Field(
         None,
-        description="the value where the source's config has none; without it, a missing one is an "
-        "error",
+        description="the value if the source's config has none; without a default, a missing "
+        "value is an error",
     )
     as_: Literal["grid_pinpoints"] | None = Field(
         None,
         alias="as",
-        description="how the value is read; grid_pinpoints: LLaVA's sizes of tiled images, [width, "
-        "height] each or a text like "
-        "(1x1),...,(6x6) in tiles, as transformers wants them, [height, width] each",
+        description="how the value is read. grid_pinpoints: LLaVA's sizes of tiled images, as "
+        "[width, height] pairs or as a text like (1x1),...,(6x6) in tiles, become the [height, "
+        "width] pairs of transformers",
     )
-    when: Facts = Field({}, description=f"what must hold for this case: {FACTS}")
-    cases: tuple[ConfigValue, ...] = Field((), description="the first case whose `when` holds")
+    when: Facts = Field({}, description=f"condition for this case, on {FACTS}")
+    cases: tuple[ConfigValue, ...] = Field(
+        (), description="alternatives; the first whose `when` holds is used"
+    )
 
     @model_validator(mode="after")
     def _one_origin(self) -> ConfigValue:
@@ -92,7 +94,7 @@ class ConfigValue(Part):
 
 
 class Target(Part):
-    """The model that is wanted."""
+    """The model that a job writes."""
 
     class_: str | None = Field(
         None, alias="class", description="name of the transformers class; a part may leave it out"
@@ -100,19 +102,19 @@ class Target(Part):
     as_: Literal["source"] | None = Field(
         None,
         alias="as",
-        description="source: class and config are the first source's own, whose config.json is one "
-        "of transformers; for what "
-        "is a model of transformers already, under other names",
+        description="source: class and config are those of the first source, whose config.json "
+        "must be one of transformers. For models that transformers has, under other tensor names",
     )
     config: dict[str, ConfigValue] = Field(
-        {}, description="key of the target's config (dots for nested ones): its value"
+        {},
+        description="key of the target's config (dots for nested keys) → where the value comes "
+        "from",
     )
     text_models: dict[str, str] = Field(
         {},
-        description="name that research code gives a class or a `model_type`: the `model_type`, in "
-        "transformers, of the language "
-        "model that it derives from. Names that end in that of a language model "
-        "(LlavaGemmaForCausalLM) needn't stand here",
+        description="name of a class or `model_type` in research code → transformers' "
+        "`model_type` for the language model that it derives from. A name that ends in the name "
+        "of a language model (LlavaGemmaForCausalLM) needs no entry",
     )
     towers: dict[str, ConfigValue] = Field(
         default_factory=lambda: {
@@ -121,9 +123,9 @@ class Target(Part):
             )
         },
         min_length=1,
-        description="prefix of each vision tower's names in the target: the hub repository that it "
-        "was trained from; all have "
-        "one form, and `vision_config` describes the first",
+        description="prefix of a vision tower's names in the target → hub repository that the "
+        "tower was trained from. All towers have one form, and `vision_config` describes the "
+        "first",
     )
 
     @model_validator(mode="after")
@@ -140,54 +142,56 @@ class Target(Part):
 
     @property
     def is_said(self) -> bool:
-        """Whether it says which model is wanted, as that of a part needn't."""
+        """Whether the target names a model. The target of a part need not."""
         return self.class_ is not None or self.as_ is not None
 
 
 class Token(Part):
-    """A token that the tokenizer must have; added where it is absent."""
+    """A token that the tokenizer must have; it is added if it is missing."""
 
-    text: str = Field(min_length=1, description="as the tokenizer spells it")
-    role: Literal["image", "video", "pad"] = Field(description="what it stands for")
+    text: str = Field(min_length=1, description="the token as the tokenizer spells it")
+    role: Literal["image", "video", "pad"] = Field(description="what the token stands for")
 
 
 class PixelProcessor(Part):
-    """What makes pixel values of images, or of videos; sizes and means are those of the vision
-    tower's own image processor.
+    """The processor that makes pixel values from images, or from videos. Sizes and means are those
+    of the vision tower's own image processor.
     """
 
     class_: str | None = Field(
         alias="class",
-        description="name of the transformers class; null: none is named, and transformers goes by "
-        "the model's type",
+        description="name of the transformers class; null: no class is named, and transformers "
+        "chooses one by the model's type",
     )
     when: Facts = Field(
         {},
-        description="what must hold for it to count, else the tower's own is taken as it is: "
-        f"{FACTS}",
+        description="condition for using this entry; otherwise the tower's own processor is "
+        f"used unchanged. A condition on {FACTS}",
     )
-    config: dict[str, ConfigValue] = Field({}, description="what it has beside them")
+    config: dict[str, ConfigValue] = Field(
+        {},
+        description="key of the processor's config → where the value comes from, beside sizes "
+        "and means",
+    )
 
 
 class ChatTemplate(Part):
     """A chat template for some of the models that a rule file is for."""
 
     when: Facts = Field(
-        {}, description=f"what must hold for it to be taken; never nothing: {FACTS}"
+        {},
+        description=f"condition for using this template; it can't be empty. A condition on {FACTS}",
     )
     files: tuple[str, ...] = Field(
         (),
-        description="files of Jinja, put one behind the other; relative to this file or named as "
-        "the shipped ones are",
+        description="Jinja files, joined in order: paths relative to this file, or names of "
+        "shipped files",
     )
-    text: str = Field(
-        "", description="Jinja, as apply_chat_template takes it, where it is in no file of its own"
-    )
-    values: dict[str, Scalar] = Field({}, description="what the template's variables are")
+    text: str = Field("", description="Jinja, as apply_chat_template takes it, in place of `files`")
+    values: dict[str, Scalar] = Field({}, description="values of the template's variables")
     system: str | None = Field(
         None,
-        description="the system prompt of the training; it is for conversations with a system "
-        "message of their own to give it",
+        description="the system prompt of the training; `system_prompt` says when it is used",
     )
 
     @model_validator(mode="after")
@@ -207,41 +211,45 @@ class ChatTemplate(Part):
 
 
 class Processor(Part):
-    """What the processor is made with."""
+    """The settings of the processor."""
 
     class_: str | None = Field(
         None, alias="class", description="name of the transformers processor class"
     )
     chat_template: str | None = Field(
         None,
-        description="Jinja, as apply_chat_template takes it, for every tokenizer, in place of all "
-        "`chat_templates`",
+        description="one Jinja template for every tokenizer, as apply_chat_template takes it, "
+        "in place of all `chat_templates`",
     )
     chat_templates: dict[str, ChatTemplate] = Field(
-        {}, description="chat templates by name: the first whose `when` holds is taken"
+        {}, description="chat templates by name; the first whose `when` holds is used"
     )
     chat_values: dict[str, ConfigValue] = Field(
-        {}, description="what variables are in every one of `chat_templates`"
+        {},
+        description="variable of every template in `chat_templates` → where its value comes from",
     )
     plain_text: tuple[str, ...] = Field(
         (),
-        description="what a chat template writes that looks like a special token, `<Image>`, and "
-        "is none",
+        description="text of a chat template that looks like a special token and is none, such "
+        "as `<Image>`",
     )
     system_prompt: Literal["on request", "always"] = Field(
         "on request",
-        description="always: the template's `system` begins every conversation that has no system "
-        "message; on request: only "
-        "where a conversation has one, or apply_chat_template is given `system_prompt`",
+        description="always: a conversation without a system message begins with the template's "
+        "`system`; on request: a conversation has a system prompt only if it has a system "
+        "message, or if apply_chat_template is given `system_prompt`",
     )
     image_processor: PixelProcessor | None = Field(
-        None, description="the image processor; without it, that of the vision tower as it is"
+        None,
+        description="the image processor; without this field, the vision tower's own, unchanged",
     )
     video_processor: PixelProcessor | None = Field(
-        None, description="the video processor, where there is one"
+        None, description="the video processor, if the model has one"
     )
     config: dict[str, ConfigValue] = Field(
-        {}, description="what the processor is made with, beside tokenizer and image processor"
+        {},
+        description="key of the processor's config → where the value comes from, beside "
+        "tokenizer and image processor",
     )
 
     @model_validator(mode="after")
