@@ -27,15 +27,6 @@ _QUANTISED = {
 _QUANTISED_NAME = re.compile(
     rf"(?:^|\.)(?:{'|'.join(f'({segments})' for segments in _QUANTISED.values())})(?:\.|$)"
 )
-#: The prefix of names in OpenAI's own CLIP, and the towers of transformers that equal its released
-#: towers, by width, patch size and number of positions.
-_OPENAI = "visual.transformer.resblocks."
-_OPENAI_STOCK = {
-    (768, 32, 50): "openai/clip-vit-base-patch32",
-    (768, 16, 197): "openai/clip-vit-base-patch16",
-    (1024, 14, 257): "openai/clip-vit-large-patch14",
-    (1024, 14, 577): "openai/clip-vit-large-patch14-336",
-}
 _LORA = re.compile(r"\.lora_(?:embedding_)?A(?:\.\w+)?(?:\.weight)?$")
 #: The names of a projector: those inside a model of the research code, and those of its layers in a
 #: file of their own, as other training code saves them.
@@ -84,8 +75,6 @@ def has_pairs(path: Path, catalog: Catalog, folder: Path | None, *, part: bool) 
             "Give the unquantised checkpoint that it was made from, in F16, BF16 or F32.",
             quantised,
         )
-    if any(name.startswith(_OPENAI) for name in catalog):
-        raise _openai_clip(path, catalog)
     if part:
         return any(".lora_" in name for name in catalog)
     projector_only = is_projector_alone(catalog)
@@ -116,37 +105,6 @@ def is_projector_alone(names: Collection[str]) -> bool:
     """Whether these are the names of a projector, and of what its file may hold besides."""
     return any(map(_PROJECTOR.search, names)) and all(
         _PROJECTOR.search(name) or _BESIDE_PROJECTOR.search(name) for name in names
-    )
-
-
-def _openai_clip(path: Path, catalog: Catalog) -> RemapError:
-    """LR106 for CLIP as OpenAI and open_clip store it, with queries, keys and values of a layer
-    in one tensor.
-    """
-    patches, places = (
-        catalog.get(f"visual.{name}") for name in ("conv1.weight", "positional_embedding")
-    )
-    sizes = (
-        (patches.shape[0], patches.shape[-1], places.shape[0])
-        if patches and places and patches.shape and places.shape
-        else ()
-    )
-    stock = next((name for known, name in _OPENAI_STOCK.items() if known == sizes), "")
-    same = (
-        "If it is OpenAI's and wasn't trained since, this is the same: --source "
-        f"vision_tower={stock}. Otherwise make"
-        if stock
-        else "Make"
-    )
-    return refuse(
-        "LR106",
-        f"{quoted(path.name)} has a CLIP under OpenAI's own names (`{_OPENAI}…`), not under "
-        "those of transformers.",
-        f"{same} clip-hf of it with transformers 4.47 and OpenAI's package `clip`, and give "
-        "--source vision_tower=clip-hf: python -m "
-        "transformers.models.clip.convert_clip_original_pytorch_to_hf "
-        f"--checkpoint_path {quote(str(path))} "
-        "--config_path CONFIG_OF_THE_SAME_SIZES --pytorch_dump_folder_path clip-hf",
     )
 
 

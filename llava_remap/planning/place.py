@@ -240,11 +240,16 @@ def _placed(
     seen = _seen(part.name, part.shape, part.seen, sizes)
     wanted = whole.merged(region.sizes, join.stacked)
     own = seen.merged(seen.box.sizes)
-    if own != wanted:
+    if _without_ones(own) != _without_ones(wanted):
         raise MisfitError(
             f"`{part.name}` is {list(own)}, and its place in `{region.name}` is {list(wanted)}"
         )
     return Placed(*_matched(seen.box, region))
+
+
+def _without_ones(sizes: Shape) -> Shape:
+    """Axes of size 1 change no number's place: a tensor may have them that another one lacks."""
+    return tuple(size for size in sizes if size != 1)
 
 
 def _matched(one: Box, other: Box) -> tuple[Box, Box]:

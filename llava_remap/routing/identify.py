@@ -323,9 +323,33 @@ def _unknown_sources(
                 "LR305",
                 f"source `{name}` ({checkpoint.location}) was read, and {rules.name} knows none of "
                 f"its {counted(len(checkpoint.catalog), 'name')}.",
-                f"Give a checkpoint with names like {like}, or infer a rule file for these: "
+                _parts_for(rules, name, checkpoint)
+                or f"Give a checkpoint with names like {like}, or infer a rule file for these: "
                 f"{command}",
                 tuple(checkpoint.catalog),
             )
         )
     return problems
+
+
+def _parts_for(rules: RuleFile, name: str, checkpoint: Checkpoint) -> str:
+    """How to have the names of a further source taken by a shipped part, which says what its
+    tensors don't show; empty if none takes them all.
+    """
+    found = []
+    for path in sorted((shipped_folder() / "parts").glob("*.yaml")):
+        part = load_rule_file(path)
+        source, target = part.text.sources.get(name), part.text.target
+        if source is None or not source.select or target is None or not target.config:
+            continue
+        given = {part.first_source: EMPTY, name: checkpoint}
+        taken = route(part, compile_rules(part), given).taken
+        if taken and all(r.rewrite.target or r.rewrite.reason for r in taken):
+            found.append(f"parts/{path.name}")
+    if not found:
+        return ""
+    return (
+        f"Write a rule file with `extends: [{rules.name}.yaml, {found[0]}]`, which takes these "
+        f"names{''.join(f', or {other}' for other in found[1:])}. How they differ stands in these "
+        f"files: {shipped_folder()}."
+    )

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from llava_remap.checkpoint import Checkpoint, Tensor
 from llava_remap.rewrite import CompiledOperation, Program, Rewrite, compile_rules
+from llava_remap.routing.shapes import made_shape
 from llava_remap.rulefile import RuleFile, Source
 
 
@@ -87,6 +88,17 @@ class Applied:
         return names
 
     @property
+    def made_alone(self) -> Tensor | None:
+        """The one tensor that it makes; None for several, or if its shape isn't known before the
+        target's.
+        """
+        shapes = {place: found[0].tensor.shape for place, found in self.sources.items()}
+        shape, name = made_shape(self.rule.operation, shapes), self.made(0)
+        if shape is None or name is None:
+            return None
+        return Tensor.of(name, next(self.tensors).tensor.dtype, shape, None)
+
+    @property
     def tensors(self) -> Iterator[Routed]:
         """All tensors that it takes."""
         return (routed for found in self.sources.values() for routed in found)
@@ -140,13 +152,16 @@ class Routes:
 
     @property
     def produced(self) -> dict[str, Tensor]:
-        """Target name → tensor; the first one, if several have the same target. What operations
-        make isn't among them, since its sizes are those of the target.
+        """Target name → tensor; the first one, if several have the same target. Of what operations
+        make, it has the tensors whose shape the old ones tell.
         """
         produced: dict[str, Tensor] = {}
         for routed in self.taken:
             if routed.rewrite.target is not None and routed.rewrite.operated is None:
                 produced.setdefault(routed.rewrite.target, routed.tensor)
+        for applied in self.operations:
+            if (tensor := applied.made_alone) is not None:
+                produced.setdefault(tensor.name, tensor)
         return produced
 
     def origin(self, target: str) -> SourceName | None:

@@ -183,7 +183,7 @@ class Operation:
             raise PatternError("several lists follow one another along an axis: concat or split")
         if not any(each) and None not in axes:
             raise PatternError("`concat` or `split` goes with `stack` or `unstack` for lists alone")
-        if not any(each) and count == 1 and axes != (None, None):
+        if not any(each) and count == 1 and self.join.along is not None:
             raise PatternError("there is a single tensor on both sides: nothing to join or divide")
         if axes == (None, None) and self.seen == self.parts[0].seen == AS_STORED:
             raise PatternError("`how` changes nothing: write a rule of `names`")

@@ -21,7 +21,7 @@ from llava_remap.target_model.config_parts import (
     text_model_of,
 )
 from llava_remap.target_model.text_model import TextModel
-from llava_remap.target_model.tower import Tower, read_tower
+from llava_remap.target_model.tower import Tower, read_tower, shapes_config
 from llava_remap.target_model.values import Values, put
 from llava_remap.target_model.vocabulary import PlacedToken
 
@@ -32,6 +32,9 @@ HEAD = "language_model.lm_head.weight"
 _PROJECTORS = ("linear", "mlp2x_gelu")
 #: A projector that is one linear layer doesn't have this weight.
 _SECOND_LAYER = "multi_modal_projector.linear_2.weight"
+
+#: What keys of a tower's config begin with in a rule file.
+_TOWERS = "vision_config."
 
 _RULE = "Mend the rule file there."
 _MEND = "Mend the source's config.json."
@@ -153,6 +156,7 @@ def derive_config(
         next(iter(own_vision_configs(configs)), None),
         named if isinstance(named, str) else None,
         apart=tower_apart,
+        said=_said_of_tower(rules, text_source, shapes_config(prefix, tensors)),
     )
     if len(rules.target.towers) > 1:
         _hold_towers_together(rules, configs, tower)
@@ -221,6 +225,22 @@ def derive_config(
         tuple(notes),
         text,
     )
+
+
+def _said_of_tower(
+    rules: RuleFile, source: Mapping[str, Any], sizes: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a rule file says of the tower, by key of its config.
+
+    Args:
+        sizes: those that the tower's tensors show.
+    """
+    values, found = Values(source, sizes, (), (), {}), {}
+    for key, value in rules.target.config.items():
+        if key.startswith(_TOWERS):
+            with rules.placed("target", "config", key):
+                found[key.removeprefix(_TOWERS)] = values.of(f"target.config.{key}", value)
+    return found
 
 
 def _pixel_processor(values: Values, kind: str, part: PixelProcessor | None) -> dict[str, Any]:

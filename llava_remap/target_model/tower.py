@@ -30,6 +30,8 @@ _SIZES = (
     "patch_size",
     "num_channels",
 )
+#: What tensors don't show, and no tower is known without.
+_UNSEEN = ("num_attention_heads", "hidden_act")
 _GIVE = "Give the tower's own checkpoint, with its config.json: --source vision_tower=DIR."
 
 
@@ -77,6 +79,7 @@ def read_tower(
     named: str | None,
     *,
     apart: bool = False,
+    said: Mapping[str, Any] = {},
 ) -> Tower:
     """Describe the tower of a target.
 
@@ -87,14 +90,15 @@ def read_tower(
         named: the tower that the language model's config names (`mm_vision_tower`).
         apart: whether the tensors come from another source than the language model's, so that they
             may be the wrong ones.
+        said: what the rule file says of the tower, by key of its config.
 
     Raises:
-        RemapError: LR302 without a tower; LR309 for a config that contradicts the tensors, where
-            nothing else is known; LR112 where neither tensors nor configs tell the number of
-            attention heads.
+        RemapError: LR302 without a tower; LR309 for a config that contradicts the rule file, or
+            the tensors, where nothing else is known; LR112 where neither tensors nor configs nor
+            the rule file tell the number of attention heads.
     """
     seen = _sizes(prefix, tensors)
-    known, notes = _known(seen, own, named, apart)
+    known, notes = _known(seen, own, named, apart, said)
     kind, sizes = {"model_type": seen["model_type"]}, {key: seen[key] for key in _SIZES}
     image_size = {"image_size": known["image_size"]}
     config = {
@@ -210,7 +214,11 @@ def _sizes(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _known(
-    seen: Mapping[str, Any], own: Mapping[str, Any] | None, named: str | None, apart: bool
+    seen: Mapping[str, Any],
+    own: Mapping[str, Any] | None,
+    named: str | None,
+    apart: bool,
+    said: Mapping[str, Any],
 ) -> tuple[Mapping[str, Any], list[Problem]]:
     """The vision config that counts for a tower, and notes on configs that were not believed.
 
@@ -237,6 +245,17 @@ def _known(
             f"({_describe(seen)}).",
             "Give a whole tower with its own config.json.",
         )
+    notes = []
+    if known is None and said.keys() >= {*_UNSEEN}:
+        known = {**seen, "image_size": isqrt(max(seen["patches"], 0)) * seen["patch_size"]}
+        notes.append(
+            Problem(
+                "LR309",
+                "the tower has no config, and its tensors show the patches of a picture alone. A "
+                f"picture is taken to be as wide as these together, {known['image_size']} pixels.",
+                "Where that is wrong, give its own config.json: --source vision_tower=DIR.",
+            )
+        )
     if known is None:
         raise UnknownTowerError.of(
             "LR112",
@@ -246,7 +265,16 @@ def _known(
             f"towers of these sizes ({', '.join(TOWERS)}).",
             _GIVE,
         )
-    notes = []
+    if known is given is not None and (
+        other := [key for key, value in said.items() if given.get(key, value) != value]
+    ):
+        raise ConfigError.of(
+            "LR309",
+            "the rule file and the tower's own config describe different towers: "
+            f"{', '.join(f'{key} {said[key]!r} and {given[key]!r}' for key in other)}.",
+            "Find out which one the tower was trained with, and write a rule file that extends "
+            "this one and says it, or mend the tower's config.json.",
+        )
     believed = f"The tensors are believed: {_describe(seen)}."
     if given is not None and known is not given:
         notes.append(

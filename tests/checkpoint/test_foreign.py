@@ -280,25 +280,6 @@ def test_quantised_weights_are_told_by_how(tmp_path: Path, name: str, how: str) 
     assert how != "GPTQ or AWQ" or "is quantised by GPTQ:" in told(tmp_path).cause
 
 
-@pytest.mark.parametrize(
-    ("positions", "stock"), [(577, "openai/clip-vit-large-patch14-336"), (5, "")]
-)
-def test_clip_as_openai_stores_it(tmp_path: Path, positions: int, stock: str) -> None:
-    tensors = {
-        "visual.conv1.weight": torch.empty(1024, 3, 14, 14),
-        "visual.positional_embedding": torch.empty(positions, 1024),
-        "visual.transformer.resblocks.0.attn.in_proj_weight": torch.empty(6, 2),
-    }
-    torch.save(tensors, tmp_path / "clip.pt")
-    for part in (False, True):
-        with pytest.raises(RemapError) as caught:
-            open_checkpoint(tmp_path / "clip.pt", part=part)
-        [problem] = caught.value.problems
-        assert "has a CLIP under OpenAI's own names" in problem.cause
-        assert (f"this is the same: --source vision_tower={stock}." in problem.fix) is bool(stock)
-        assert f"--checkpoint_path {tmp_path}/clip.pt" in problem.fix
-
-
 @pytest.mark.filterwarnings("ignore")
 def test_a_program_of_torchscript(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -200,3 +200,18 @@ def test_sizes_that_dont_add_up_are_told(
     with pytest.raises(MisfitError) as refused:
         place("whole", shape, seen, join, parts, {"heads": 4})
     assert str(refused.value) == why
+
+
+@pytest.mark.parametrize("part", [(6, 4), (1, 6, 4), (6, 1, 4)])
+def test_axes_of_size_one_dont_count(part: tuple[int, ...]) -> None:
+    """A single tensor is unstacked where its first axis, of size 1, is taken away."""
+    whole = numbered(1, 6, 4)
+    placed = place("whole", whole.shape, AS_STORED, Join(stacked=0), alone(part), {})
+    [got] = parts_of(whole, placed, [part])
+    np.testing.assert_array_equal(got, whole.reshape(part))
+
+
+def test_a_single_tensor_is_not_unstacked_of_several() -> None:
+    [[placed]] = place("whole", (2, 6), AS_STORED, Join(stacked=0), alone((6,)), {})
+    gaps, _ = coverage_gaps((2, 6), [placed.in_whole])
+    assert gaps, "the second one goes nowhere"

@@ -19,7 +19,7 @@ RULES = Path(__file__).parents[2] / "rules"
 FILES = {str(path.relative_to(RULES)): path for path in sorted(RULES.rglob("*.yaml"))}
 #: By another reader, so that a test lost in loading would be missed here.
 TESTS = [
-    (file, at, test["from"])
+    (file, at, test["from"] if isinstance(test["from"], str) else ", ".join(test["from"]))
     for file, path in FILES.items()
     for at, test in enumerate(yaml.safe_load(path.read_text()).get("tests", []))
 ]

@@ -1,0 +1,50 @@
+"""The shapes of what tensor operations make, where the old tensors alone tell them. The parts of a
+tensor that is divided have the target's sizes, which aren't known before the target's config is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import groupby
+
+from llava_remap.rulefile import AS_STORED, Operation, Seen
+
+Shape = tuple[int, ...]
+
+
+def made_shape(operation: Operation, shapes: Mapping[tuple[int, int], Shape]) -> Shape | None:
+    """The shape of the one tensor that an operation makes; None for several, or if it isn't known.
+
+    Args:
+        shapes: the old tensors, by the number of the end and the number in a list.
+    """
+    parts, along, stacked = operation.parts, operation.join.along, operation.join.stacked
+    if any(part.seen != AS_STORED for part in parts):
+        return None
+    if operation.divides:
+        if len(parts) > 1 or parts[0].each:
+            return None
+        seen = _merged(next(iter(shapes.values())), operation.seen)
+        return seen if seen is None or stacked is None else seen[:stacked] + seen[stacked + 1 :]
+    first = shapes.get((0, 0))
+    if operation.seen != AS_STORED or first is None:
+        return None
+    if along is None:
+        return None if stacked is None else (*first[:stacked], len(shapes), *first[stacked:])
+    if stacked is not None:
+        return None
+    total = sum(shape[along] for shape in shapes.values() if along < len(shape))
+    return (*first[:along], total, *first[along + 1 :])
+
+
+def _merged(shape: Shape, seen: Seen) -> Shape | None:
+    """A shape as it is seen, with what a view divided as one axis; None where it isn't one any
+    more, or the tensor has other axes.
+    """
+    counted = max(len(seen.view), 1)
+    origins = [*range(seen.axis), *[seen.axis] * counted, *range(seen.axis + 1, len(shape))]
+    if seen.axis >= len(shape) or len(seen.axes) > len(origins):
+        return None
+    axes = (*seen.axes, *range(len(seen.axes), len(origins)))
+    merged = [origin for origin, _ in groupby(origins[axis] for axis in axes)]
+    return tuple(shape[origin] for origin in merged) if len({*merged}) == len(merged) else None
