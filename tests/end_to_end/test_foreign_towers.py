@@ -49,7 +49,7 @@ def rules_for(part: str, more: str = "") -> Path:
     return path
 
 
-def llava(folder: Path, width: int, beside: Tensors | None = None) -> Path:
+def llava(folder: Path, width: int, beside: Tensors | None = None, **config: object) -> Path:
     """LLaVA-1.5 with a projector for a tower of this width, and the names that LLaVA's code gives a
     tower that it doesn't know.
     """
@@ -59,7 +59,7 @@ def llava(folder: Path, width: int, beside: Tensors | None = None) -> Path:
     tensors["model.mm_projector.0.weight"] = table.to(tensors["model.mm_projector.0.weight"].dtype)
     save_file(tensors | (beside or {}), folder / "model.safetensors", {"format": "pt"})
     said = json.loads((folder / "config.json").read_text())
-    said["mm_vision_tower"] = "somebody/own-tower"
+    said |= {"mm_vision_tower": "somebody/own-tower", **config}
     (folder / "config.json").write_text(json.dumps(said))
     return folder
 
@@ -88,7 +88,8 @@ def width_of(original: Path) -> int:
 def test_a_tower_apart_gives_the_features_of_its_own_code(name: str, tmp_path: Path) -> None:
     part, more, _ = TOWERS[name]
     original = ORIGINALS / name
-    source = llava(tmp_path / "source", width_of(original))
+    select = "cls_patch" if "siglip" in name else "patch"
+    source = llava(tmp_path / "source", width_of(original), mm_vision_select_feature=select)
     apply(rules_for(part, more), [source, f"vision_tower={original}"], "out", verify="full")
     assert far("out", original) < NEAR
 
@@ -102,7 +103,8 @@ def test_a_tower_inside_gives_the_features_of_its_own_code(name: str, tmp_path: 
         for tensor, value in weights(original).items()
         if tensor.startswith("visual.") or "timm" in name
     }
-    source = llava(tmp_path / "source", width_of(original), tower)
+    select = "cls_patch" if "siglip" in name else "patch"
+    source = llava(tmp_path / "source", width_of(original), tower, mm_vision_select_feature=select)
     given = [f"vision_tower={original}"] if (original / "config.json").exists() else []
     apply(rules_for(part, more), [source, *given], "out")
     assert far("out", original) < NEAR
@@ -154,3 +156,20 @@ def test_the_number_of_heads_is_not_guessed(tmp_path: Path) -> None:
     shutil.copytree(ORIGINALS / "open-clip", tower, ignore=shutil.ignore_patterns("config.json"))
     with pytest.raises(RemapError, match="LR112"):
         apply(rules_for("tower-open-clip"), [source, f"vision_tower={tower}"], "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("open-clip", {"mm_vision_select_layer": 2}),
+        ("timm-siglip", {"mm_vision_select_feature": "patch"}),
+    ],
+)
+def test_other_features_than_the_research_codes_are_refused(
+    name: str, config: dict[str, object], tmp_path: Path
+) -> None:
+    part, more, _ = TOWERS[name]
+    source = llava(tmp_path / "source", 32, **config)
+    given = [str(source), f"vision_tower={ORIGINALS / name}"]
+    found = plan(rules_for(part, more), given, dry_run=True).plan.problems
+    assert [problem.code for problem in found] == ["LR314"]

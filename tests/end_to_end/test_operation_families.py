@@ -156,8 +156,10 @@ def test_phi_3_stays_fused(named: dict[str, object], tmp_path: Path) -> None:
     original = phi3(tmp_path / "phi3")
     source = llava(original, tmp_path / "source")
     config = json.loads((source / "config.json").read_text()) | named
+    del config["image_aspect_ratio"]
     (source / "config.json").write_text(json.dumps(config))
-    apply("llava-phi-3", [source, f"vision_tower={CLIP}"], "out")
+    result = apply("llava-phi-3", [source, f"vision_tower={CLIP}"], "out")
+    assert any("xtuner pads them" in note.cause for note in result.notes)
     assert json.loads(Path("out/config.json").read_text())["text_config"]["model_type"] == "phi3"
     assert far(Path("out"), original) < NEAR
 
