@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -49,7 +50,7 @@ def rules_for(part: str, more: str = "") -> Path:
     return path
 
 
-def llava(folder: Path, width: int, beside: Tensors | None = None, **config: object) -> Path:
+def llava(folder: Path, width: int, beside: Tensors | None = None, **config: Any) -> Path:
     """LLaVA-1.5 with a projector for a tower of this width, and the names that LLaVA's code gives a
     tower that it doesn't know.
     """
@@ -166,7 +167,7 @@ def test_the_number_of_heads_is_not_guessed(tmp_path: Path) -> None:
     ],
 )
 def test_other_features_than_the_research_codes_are_refused(
-    name: str, config: dict[str, object], tmp_path: Path
+    name: str, config: dict[str, Any], tmp_path: Path
 ) -> None:
     part, more, _ = TOWERS[name]
     source = llava(tmp_path / "source", 32, **config)

@@ -51,9 +51,10 @@ def test_loads_and_compiles(file: str) -> None:
     program = compile_rules(rules)
     labels = [rule.label for rule in (*program.prepare, *program.names)]
     labels += [rule.label for rule in program.tensors]
-    conditional = {
-        f"names/{rule.id}" for rule in rules.text.names if rule.when is not None
-    }  # no checkpoint, so none holds
+    text = rules.text  # no checkpoint, so no `when` holds
+    conditional = {f"prepare/{rule.id}" for rule in text.prepare if rule.when is not None}
+    conditional |= {f"names/{rule.id}" for rule in text.names if rule.when is not None}
+    conditional |= {f"tensors/{rule.id}" for rule in text.tensors if rule.when is not None}
     assert len(labels) == len(set(labels))
     assert set(labels) == set(rules.marks) - conditional
 
