@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from llava_remap.planning import Layout, Plan
-from llava_remap.rewrite.infer import nearest, suggest_rules
+from llava_remap.rewrite.infer import nearest, suggest_operations, suggest_rules
 from llava_remap.routing import Routes
 
 
@@ -33,11 +33,29 @@ def with_suggestions(
         unmapped=tuple(replace(u, suggestions=near[u.name]) for u in plan.unmapped),
         missing=tuple(replace(m, suggestions=near_sources[m.target]) for m in plan.missing),
         suggested_rules=_rules(plan, routes, layout.names if layout else {}) if with_rules else (),
+        suggested_operations=_operations(plan, routes, layout.names if layout else {})
+        if with_rules
+        else (),
     )
 
 
-def _rules(plan: Plan, routes: Routes, names: Mapping[str, str]) -> tuple[str, ...]:
+def _operations(plan: Plan, routes: Routes, names: Mapping[str, str]) -> tuple[str, ...]:
+    over = {(entry.source, entry.name) for entry in plan.unmapped}
+    left = {
+        r.rewrite.target or r.rewrite.prepared: r.tensor.shape
+        for r in routes.taken
+        if (r.source, r.tensor.name) in over and r.rewrite.operated is None
+    }
+    return suggest_operations(left, _missing(plan, names))
+
+
+def _missing(plan: Plan, names: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
+    """The missing parameters, by their names in the classic layout."""
     classic = {name: own for own, name in names.items()}
+    return {classic.get(m.target, m.target): m.shape for m in plan.missing}
+
+
+def _rules(plan: Plan, routes: Routes, names: Mapping[str, str]) -> tuple[str, ...]:
     over = {(entry.source, entry.name) for entry in plan.unmapped}
     left = {
         r.rewrite.prepared: r.tensor.shape
@@ -45,5 +63,4 @@ def _rules(plan: Plan, routes: Routes, names: Mapping[str, str]) -> tuple[str, .
         if (r.source, r.tensor.name) in over
     }
     others = [r.rewrite.prepared for r in routes.taken if r.rewrite.prepared not in left]
-    missing = {classic.get(m.target, m.target): m.shape for m in plan.missing}
-    return suggest_rules(left, missing, others)
+    return suggest_rules(left, _missing(plan, names), others)

@@ -210,6 +210,8 @@ class Plan:
         target_names: every parameter of the target.
         suggested_rules: lines for a rule file that would map unmapped tensors to missing
             parameters: guesses, for a person to judge.
+        suggested_operations: lines of `tensors` that would make missing parameters of unmapped
+            tensors; guesses too.
         tied_absent: parameters that no source has or needs to have, because they share another
             parameter's tensor.
         values_checked: whether the value checks ran. Their findings are in `problems` and `notes`.
@@ -241,6 +243,7 @@ class Plan:
     nbytes_write: int
     values_checked: bool = False
     chat_template: ChosenTemplate | None = None
+    suggested_operations: tuple[str, ...] = ()
 
     @property
     def target_tensors(self) -> int:
@@ -298,6 +301,7 @@ class Plan:
                 for m in self.missing
             ],
             "suggested_rules": list(self.suggested_rules),
+            "suggested_operations": list(self.suggested_operations),
             "mismatched": [
                 {
                     "target": m.target,

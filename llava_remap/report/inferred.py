@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from llava_remap.authoring.draft import Draft
-from llava_remap.core import quote
+from llava_remap.core import counted, quote
 from llava_remap.report.terminal import MOST_LINES, more, print_problems, write, write_section
 from llava_remap.rewrite.infer import HOWS, Group, Question
 
@@ -34,7 +34,8 @@ def print_draft(console: Console, draft: Draft) -> None:
     write_section(console, "How sure", _certainty(draft))
     print_problems(console, draft.problems)
     verdict = ("Complete", "bold green") if not draft.problems else ("Not complete", "bold yellow")
-    rules = f": {len(draft.found.rules)} rules in {draft.output}"
+    count = len(draft.found.rules) + len(draft.found.operation_lines)
+    rules = f": {count} rules in {draft.output}"
     write(console, Text.assemble("\n", verdict, rules), *_next(draft))
 
 
@@ -52,6 +53,9 @@ def _rules(draft: Draft) -> Iterator[Text]:
             ("  unsure" if inference.unsure(rule) else "", "yellow"),
         )
     yield more(len(inference.rules) - MOST_RULES, f"in {draft.output}", "  ")
+    for line, one in inference.operation_lines[:MOST_RULES]:
+        count = counted(sum(len(source.members) for source in one.sources), "tensor")
+        yield Text.assemble(f"  {line}", (f"  {count}", "dim"), ("  unsure", "yellow"))
 
 
 def _certainty(draft: Draft) -> Iterator[str | Text]:

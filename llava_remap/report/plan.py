@@ -11,9 +11,11 @@ from rich.text import Text
 
 from llava_remap.core import Problem, counted, fold_names, size
 from llava_remap.planning.problems import component
+from llava_remap.planning.regions import in_words
 from llava_remap.report.terminal import (
     DETAIL,
     folded_above,
+    more,
     names_by_fact,
     print_problems,
     shown,
@@ -24,7 +26,7 @@ from llava_remap.report.terminal import (
 
 if TYPE_CHECKING:  # a refused rule file is shown without importing the rooms of a job
     from llava_remap.jobs.job import Job
-    from llava_remap.planning import AddLora, Mapped, Plan
+    from llava_remap.planning import AddLora, Dropped, Mapped, Plan
 
 #: Folded names in a sentence.
 _SHOWN = 4
@@ -48,13 +50,15 @@ def print_plan(console: Console, job: Job) -> None:
         for entry in plan.mapped
         for how in dict.fromkeys(map(_merge, entry.loras))
     )
-    dropped = names_by_fact(
-        (entry.name, f"{entry.reason} ({entry.rule})") for entry in plan.dropped
-    )
+    shapes = {
+        (part.source, part.taken.name): part.shape for entry in plan.mapped for part in entry.parts
+    }
+    dropped = names_by_fact((entry.name, _why_dropped(entry, shapes)) for entry in plan.dropped)
     sections: dict[str, Iterable[str | Text]] = {
         "Sources": sources(console, job),
         "Parameters": _components(plan),
         "Merged": (text for fact, names in merged.items() for text in folded_above(fact, names)),
+        "Divided, joined or reordered": _operations(plan),
         "Dropped": (text for fact, names in dropped.items() for text in folded_above(fact, names)),
         **facts(job),
         "Notes": map(note_line, plan.notes),
@@ -84,13 +88,20 @@ def print_verdict(console: Console, job: Job) -> None:
         console,
         Text.assemble(
             ("\nPlan complete", "bold green"),
-            f": {provided} of {plan.target_tensors} parameters, {len(plan.dropped)} dropped, "
+            f": {provided} of {plan.target_tensors} parameters, {_dropped(plan)}, "
             f"nothing unmapped, missing or mismatched. {size(plan.nbytes_write)} to write.",
         ),
     )
     if predicted is not None:
         memory, disk = size(predicted.memory), size(predicted.disk)
         write(console, f"  needs at most {memory} of memory and {disk} of disk")
+
+
+def _dropped(plan: Plan) -> str:
+    """How many tensors are dropped, and of how many a part."""
+    in_part = len({(entry.source, entry.name) for entry in plan.dropped if entry.box is not None})
+    whole = sum(entry.box is None for entry in plan.dropped)
+    return f"{whole} dropped" + (f" and {in_part} in part" if in_part else "")
 
 
 def print_next(console: Console, job: Job, command: str = "") -> None:
@@ -178,6 +189,51 @@ def _origin(entry: Mapped) -> str:
     """The source of a tensor, or the post-load rule that makes it."""
     made_by = entry.post_load.use if entry.is_made and entry.post_load else ""
     return made_by or entry.parts[0].source
+
+
+def _operations(plan: Plan) -> Iterator[str | Text]:
+    """Each operation with how many parameters it makes, and where the numbers of the first ones
+    come from.
+    """
+    made: dict[str, list[Mapped]] = defaultdict(list)
+    for entry in plan.mapped:
+        if not all(part.is_whole for part in entry.parts):
+            made[entry.rules[-1]].append(entry)
+    for label, entries in made.items():
+        taken = {(part.source, part.taken.name) for entry in entries for part in entry.parts}
+        yield Text.assemble(
+            "  ",
+            (label, "bold"),
+            f"  {counted(len(entries), 'parameter')} from {counted(len(taken), 'tensor')}",
+        )
+        first = entries[0].parts[0].taken.name
+        parts = [
+            (part, entry.shape_before)
+            for entry in entries
+            for part in entry.parts
+            if part.taken.name == first or entry is entries[0]
+        ]
+        parts.sort(key=lambda found: (found[0].taken.start, found[0].placed.start))
+        moves = [
+            f"{in_words(part.taken, part.shape)} → {in_words(part.placed, shape)}"
+            for part, shape in parts
+        ]
+        verbose = DETAIL.get() == "verbose"
+        yield from (Text(f"    {move}", "dim") for move in moves[: None if verbose else _SHOWN])
+        yield more(0 if verbose else len(moves) - _SHOWN, "parts; -v shows them", "    ")
+
+
+def _why_dropped(entry: Dropped, shapes: Mapping[tuple[str, str], tuple[int, ...]]) -> str:
+    """The reason, and which part of the tensor is left out.
+
+    Args:
+        shapes: source and name → shape, of tensors of which parts are mapped.
+    """
+    why = f"{entry.reason} ({entry.rule})"
+    if entry.box is None:
+        return why
+    shape = shapes.get((entry.source, entry.name), entry.box.view)
+    return f"{in_words(entry.box, shape, 'it')}: {why}"
 
 
 def _merge(lora: AddLora) -> str:

@@ -159,6 +159,17 @@ def print_problems(console: Console, problems: Sequence[Problem], plan: Plan | N
             near if CODES[problem.code].unmatched else {},
             in_plan=plan is not None,
         )
+    operations: Sequence[str] = () if plan is None else plan.suggested_operations
+    if operations:
+        write_section(
+            console,
+            "Sizes and names that add up, for `tensors`; look whether rows follow one another or "
+            "take turns before you paste one",
+            [
+                *(f"  {line}" for line in operations[:MOST_LINES]),
+                more(len(operations) - MOST_LINES, _MORE_IN_PLAN),
+            ],
+        )
     if rules:
         write_section(
             console,

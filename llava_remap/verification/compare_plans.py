@@ -12,7 +12,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from llava_remap.checkpoint import has_file, read_object
 from llava_remap.core.problem import refuse
+from llava_remap.planning.boxes import Box, shape_of
 from llava_remap.planning.model import FORMAT, FORMAT_VERSION
+from llava_remap.planning.regions import in_words
 from llava_remap.rulefile import shipped_layouts
 from llava_remap.target_model import layout_program
 from llava_remap.verification.compare_files import refuse_depth, rows
@@ -58,6 +60,7 @@ class _Plan(BaseModel):
     unmapped: list[dict[str, Any]]
     missing: list[dict[str, Any]]
     suggested_rules: list[str]
+    suggested_operations: list[str]
     mismatched: list[dict[str, Any]]
     collisions: list[dict[str, Any]]
     post_load: list[dict[str, Any]]
@@ -123,10 +126,54 @@ def read_plan(path: Path) -> PlanFile | None:
             for entry in entries:
                 for key in _NAMED[part]:
                     entry[key]
-    except (KeyError, ValidationError) as error:
-        said = f"it has no {error}" if isinstance(error, KeyError) else _first(error)
+        shapes = {
+            (part["source"], part["name"]): part["shape"]
+            for entry in lists["mapped"]
+            for part in entry["from"]
+            if "taken" in part
+        }
+        lists["mapped"] = [_in_words(entry) for entry in lists["mapped"]]
+        lists["dropped"] = [_dropped_in_words(entry, shapes) for entry in lists["dropped"]]
+    except (KeyError, TypeError, ValueError) as error:  # a ValidationError is a ValueError
+        said = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        said = _first(error) if isinstance(error, ValidationError) else said
         raise refuse("LR113", f"{path}: the plan in it can't be read: {said}.", _FIX) from None
     return PlanFile(path, form, lists, values)
+
+
+def _in_words(entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry of `mapped`, with the boxes of its parts in words.
+
+    Raises:
+        KeyError, TypeError, ValueError: a box isn't one.
+    """
+    before = [step["post_load"]["before"] for step in entry["then"] if "post_load" in step]
+    shape = shape_of((before or [entry["shape"]])[0] or [])
+
+    def told(part: dict[str, Any]) -> dict[str, Any]:
+        if "taken" not in part:
+            return part
+        taken = Box.from_json(part["name"], part["taken"])
+        placed = Box.from_json(entry["target"], part["placed"])
+        words = in_words(taken, shape_of(part["shape"]), "it"), in_words(placed, shape, "it")
+        return {**part, "taken": words[0], "placed": words[1]}
+
+    return {**entry, "from": [told(part) for part in entry["from"]]}
+
+
+def _dropped_in_words(
+    entry: dict[str, Any], shapes: Mapping[tuple[str, str], Any]
+) -> dict[str, Any]:
+    """An entry of `dropped`, with the box of a part that is dropped in words.
+
+    Args:
+        shapes: source and name → shape, of tensors of which parts are mapped.
+    """
+    if "box" not in entry:
+        return entry
+    box = Box.from_json(entry["name"], entry["box"])
+    shape = shape_of(shapes[entry["source"], entry["name"]])
+    return {**entry, "box": in_words(box, shape, "it")}
 
 
 def _first(error: ValidationError) -> str:

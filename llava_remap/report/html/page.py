@@ -53,6 +53,7 @@ def plan_html(job: Job, result: Result | None = None) -> str:
         title=f"{plan.rules_name} {plan.rules_version}",
         problems=_with_names(plan.problems, plan),
         suggested=plan.suggested_rules,
+        suggested_operations=plan.suggested_operations,
         notes=_with_names(result.notes if result is not None else plan.notes),
         plan=plan,
         choice=job.choice,

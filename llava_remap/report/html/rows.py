@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 from llava_remap.core import DTYPE_BITS
 from llava_remap.planning.problems import component
+from llava_remap.planning.regions import in_words
 from llava_remap.routing import SourceName
 
 if TYPE_CHECKING:
     from llava_remap.jobs.job import Job
-    from llava_remap.planning import Mapped, Plan
+    from llava_remap.planning import Box, Mapped, Plan
 
 #: What becomes of a tensor, in words. Problems come first.
 STATUSES = {
@@ -24,12 +25,15 @@ STATUSES = {
     "collision": "several tensors for one parameter",
     "no target": "the target's parameters aren't known, for the reasons above",
     "mapped": "copied as it is",
+    "moved": "divided, joined or reordered; the numbers stay as they are",
     "computed": "changed: merged, cast, or by a post-load rule",
     "made": "made by a post-load rule",
     "tied": "shares another parameter's tensor, so it isn't written",
     "dropped": "not wanted, by a rule",
     "not used": "not selected, or taken from another source",
 }
+#: Parts of a parameter that are listed.
+_MOST_PARTS = 4
 #: The statuses that are shown in red.
 BAD = ("missing", "unmapped", "mismatched", "collision")
 
@@ -121,7 +125,20 @@ def _planned(job: Job) -> Iterator[Row]:
         yield Row("tied", target=name, how="no source has it, and none needs to")
     for dropped in plan.dropped:
         origin = SourceName(dropped.source, dropped.name)
-        yield _stored(job, "dropped", [origin], "", (dropped.rule,), dropped.reason)
+        row = _stored(job, "dropped", [origin], "", (dropped.rule,), dropped.reason)
+        stored = job.checkpoints[dropped.source].catalog[dropped.name].shape
+        yield row if dropped.box is None else _in_part(row, dropped.box, stored)
+
+
+def _in_part(row: Row, box: Box, stored: tuple[int, ...]) -> Row:
+    """The row of a tensor of which only a part is dropped; its other parts have rows of their
+    own.
+    """
+    [(origin, whole)] = row.taken
+    nbytes = whole * prod(box.sizes) // prod(box.view)
+    how = f"{in_words(box, stored, 'the source tensor')}: {row.how}"
+    shape = _shape(box.sizes)
+    return replace(row, taken=((origin, nbytes),), nbytes=nbytes, shape=shape, how=how)
 
 
 def _mapped(job: Job, entry: Mapped, wanted: tuple[int, ...] | None) -> Row:
@@ -137,7 +154,8 @@ def _mapped(job: Job, entry: Mapped, wanted: tuple[int, ...] | None) -> Row:
     for lora in entry.loras:
         for origin in (lora.a, lora.b):
             taken[origin] += job.checkpoints[origin.source].catalog[origin.name].nbytes
-    status = "made" if entry.is_made else "computed" if entry.then else "mapped"
+    moved = "mapped" if all(part.is_whole for part in entry.parts) else "moved"
+    status = "made" if entry.is_made else "computed" if entry.then else moved
     return Row(
         "mismatched" if wanted is not None else status,
         tuple(taken.items()),
@@ -152,10 +170,8 @@ def _mapped(job: Job, entry: Mapped, wanted: tuple[int, ...] | None) -> Row:
 
 def _how(entry: Mapped) -> Iterator[str]:
     """What happens to the numbers of a parameter."""
-    if len(entry.parts) > 1:
-        yield f"put together from {len(entry.parts)} parts"
-    elif not all(part.is_whole for part in entry.parts):
-        yield "a part of the source tensor, or in another order"
+    if not all(part.is_whole for part in entry.parts):
+        yield from _moves(entry)
     for lora in entry.loras:
         scale = "not known from a manifest" if lora.scale is None else f"{lora.scale:g}"
         yield f"LoRA pair added: rank {lora.rank}, scale {scale}"
@@ -163,6 +179,22 @@ def _how(entry: Mapped) -> Iterator[str]:
         yield "rounded to nearest" if entry.is_rounded else "cast, exactly"
     if (change := entry.post_load) is not None:
         yield change.use
+
+
+def _moves(entry: Mapped) -> Iterator[str]:
+    """Where the numbers of a parameter come from, if not all from one whole tensor."""
+    if len(entry.parts) == 1:
+        [part] = entry.parts
+        taken = in_words(part.taken, part.shape, "the source tensor")
+        placed = in_words(part.placed, entry.shape_before, "it")
+        yield taken if placed == "it" else f"{taken} → {placed}"
+        return
+    yield f"put together from {len(entry.parts)} parts"
+    for part in entry.parts[:_MOST_PARTS]:
+        placed = in_words(part.placed, entry.shape_before, "it")
+        yield f"{in_words(part.taken, part.shape)} → {placed}"
+    if (rest := len(entry.parts) - _MOST_PARTS) > 0:
+        yield f"and {rest} more"
 
 
 def _stored(

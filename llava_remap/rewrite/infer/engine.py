@@ -6,7 +6,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
-from llava_remap.rewrite.infer.groups import INDEX, Group, Segments, Shape, fold, unfold
+from llava_remap.rewrite.infer.groups import INDEX, Group, Segments, Shape, fill, fold, unfold
+from llava_remap.rewrite.infer.joins import FoundOperation, find_operations, operation_lines
 from llava_remap.rewrite.infer.match import Match, Matching, match
 from llava_remap.rewrite.infer.rules import DROPPED, InferredRule, make_rules, rule_line
 
@@ -25,11 +26,24 @@ class Inference(Matching):
         dropped: source groups that nothing in the target takes, while it misses nothing.
         inside: those of the unplaced that lie in the source's own module for `whole`; they are
             never dropped.
+        operations: those that make parameters of several tensors, or several of one.
     """
 
     rules: tuple[InferredRule, ...]
     dropped: tuple[Group, ...]
     inside: tuple[Group, ...]
+    operations: tuple[FoundOperation, ...] = ()
+
+    @property
+    def operation_lines(self) -> list[tuple[str, FoundOperation]]:
+        """A line of `tensors` for each operation, or for several alike."""
+        others = [
+            name
+            for pair in self.matches
+            if pair.how != "by an operation"
+            for name in pair.target.names
+        ]
+        return operation_lines(self.operations, others, moved=True)
 
     def unsure(self, rule: InferredRule) -> str:
         """Why a person should look at a rule; empty for a rule that is sure."""
@@ -78,7 +92,7 @@ def infer(
         whole: a module of the target. Groups in the source's module for it are never dropped, since
             the model computes with them.
     """
-    found = match(source, target, tied, answers)
+    found, operations = with_operations(match(source, target, tied, answers))
     inside = _inside(found, whole)
     dropped = (
         tuple(group for group in found.unplaced if group not in inside)
@@ -94,7 +108,40 @@ def infer(
         rules=tuple(_rules(found, dropped, unplaced)),
         dropped=dropped,
         inside=inside,
+        operations=operations,
     )
+
+
+def with_operations(found: Matching) -> tuple[Matching, tuple[FoundOperation, ...]]:
+    """A matching with partners for groups that have none of their own, if operations give them
+    one; and the operations.
+    """
+    left = [*found.unplaced, *(question.source for question in found.questions)]
+    operations = find_operations(_shapes(left), _shapes(found.missing))
+    used = {name for one in operations for group in one.sources for name in group.names}
+    made = {name for one in operations for group in one.targets for name in group.names}
+    matches = [
+        Match(source, Group(one.taken_as(source), source.members), "by an operation")
+        for one in operations
+        for source in one.sources
+    ]
+    return (
+        Matching(
+            (*found.matches, *matches),
+            tuple(q for q in found.questions if used.isdisjoint(q.source.names)),
+            tuple(group for group in found.unplaced if used.isdisjoint(group.names)),
+            tuple(group for group in found.missing if made.isdisjoint(group.names)),
+        ),
+        tuple(operations),
+    )
+
+
+def _shapes(groups: Collection[Group]) -> dict[str, Shape]:
+    return {
+        fill(group.pattern, numbers): shape
+        for group in groups
+        for numbers, shape in group.members.items()
+    }
 
 
 def _inside(found: Matching, module: str) -> tuple[Group, ...]:
@@ -117,6 +164,21 @@ def _inside(found: Matching, module: str) -> tuple[Group, ...]:
         return beside or not modules.isdisjoint(parents)
 
     return tuple(group for group in found.unplaced if is_inside(group.pattern))
+
+
+def suggest_operations(
+    unmapped: Mapping[str, Shape], missing: Mapping[str, Shape]
+) -> tuple[str, ...]:
+    """Lines of `tensors` that make parameters without a source of names without a parameter.
+
+    Args:
+        unmapped: source name, as `names` or else `prepare` leaves it → shape.
+        missing: parameter → shape.
+    """
+    if len(fold(unmapped)) * len(fold(missing)) > _MOST_PAIRS:
+        return ()
+    found = find_operations(unmapped, missing)
+    return tuple(line for line, _ in operation_lines(found, (), moved=False))
 
 
 def suggest_rules(

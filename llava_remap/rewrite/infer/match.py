@@ -21,13 +21,21 @@ from llava_remap.rewrite.infer.groups import (
     unfold,
 )
 
-How = Literal["asked", "by the same name", "by name and shape", "with its module", "by shape alone"]
+How = Literal[
+    "asked",
+    "by the same name",
+    "by name and shape",
+    "with its module",
+    "by an operation",
+    "by shape alone",
+]
 #: How a match was found, the surest first.
 HOWS: tuple[How, ...] = (
     "asked",
     "by the same name",
     "by name and shape",
     "with its module",
+    "by an operation",
     "by shape alone",
 )
 
@@ -46,7 +54,9 @@ Key = Callable[[Group], Hashable]
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """A source group, the target group that it becomes, and how it was found."""
+    """A source group, the target group that it becomes, and how it was found. For an operation,
+    the target group has the names by which the operation takes the source.
+    """
 
     source: Group
     target: Group

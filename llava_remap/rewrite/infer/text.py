@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from textwrap import fill
 from typing import Any
@@ -11,8 +11,9 @@ from llava_remap.core.escaped import printable
 from llava_remap.core.wording import fold_names
 from llava_remap.rewrite.infer.engine import Inference
 from llava_remap.rewrite.infer.groups import INDEX
+from llava_remap.rewrite.infer.joins import UNSURE
 from llava_remap.rewrite.infer.rules import rule_line
-from llava_remap.rulefile.yaml_write import flow, quoted
+from llava_remap.rulefile.yaml_write import PLAIN_NAME, flow, quoted
 
 #: The most lines of each kind on names without a rule.
 MOST_LINES = 40
@@ -80,7 +81,7 @@ def rule_file(frame: Frame, found: Inference) -> str:
     if frame.processor:
         lines += ["", "processor:", f"  class: {frame.processor}"]
     if found.rules:
-        lines += ["", *_names(found), "", *_tests(found)]
+        lines += ["", *_names(found), *_operations(found), "", *_tests(found)]
     return (
         "\n".join(printable(line) if line.lstrip().startswith("#") else line for line in lines)
         + "\n"
@@ -145,8 +146,38 @@ def _names(found: Inference) -> list[str]:
     return lines
 
 
+def _operations(found: Inference) -> list[str]:
+    """The lines of `tensors`, each with the reason to look at it."""
+    lines: list[str] = []
+    said = ""
+    for line, one in found.operation_lines:
+        why = UNSURE["split" if one.kind in ("split", "concat") else "stack"]
+        if why != said:
+            lines += (f"  {comment}" for comment in _comment(f"unsure: {why}."))
+        lines.append(f"  {line}")
+        said = why
+    return ["", "tensors:", *lines] if lines else []
+
+
+def _operation_tests(found: Inference) -> Iterator[str]:
+    """A test of each line of `tensors`, for the first layer; of a list the first two."""
+    for _, one in found.operation_lines:
+        count = 1 if one.at < 0 else min(2, len(one.parts[0].members) // len(one.whole.members))
+        sides = [
+            [name for group in groups for name in group.names[: count if group in one.parts else 1]]
+            for groups in (one.sources, one.targets)
+        ]
+        texts = [flow(names if len(names) > 1 else names[0], PLAIN_NAME) for names in sides]
+        yield f"  - {{from: {texts[0]}, to: {texts[1]}}}"
+
+
 def _tests(found: Inference) -> list[str]:
-    tests = [found.names_of(rule)[0] for rule in found.rules]
+    operated = {name for one in found.operations for group in one.sources for name in group.names}
+    tests = [
+        names[0]
+        for rule in found.rules
+        if (names := [entry for entry in found.names_of(rule) if entry[0] not in operated])
+    ]
     width = max((len(quoted(name)) for name, _ in tests), default=0) + 1
     outcomes = (
         f"to: {quoted(target)}" if target is not None else "dropped: true" for _, target in tests
@@ -157,6 +188,7 @@ def _tests(found: Inference) -> list[str]:
             f"  - {{from: {quoted(name) + ',':<{width}} {outcome}}}"
             for (name, _), outcome in zip(tests, outcomes, strict=True)
         ),
+        *_operation_tests(found),
     ]
 
 

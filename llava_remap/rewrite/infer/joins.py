@@ -1,0 +1,266 @@
+"""Finds tensor operations for what has no partner of its own: a tensor whose rows are those of
+several, a list of tensors that is one with another axis.
+
+Shapes say what adds up, and names which of the sums is meant: `qkv` is spelt by q, k and v, and
+gives their order. Where names spell none, or several sums are spelt, nothing is inferred.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+from typing import Literal
+
+from llava_remap.rewrite.infer.groups import INDEX, Group, Segments, Shape, fold
+from llava_remap.rulefile import Template
+from llava_remap.rulefile.yaml_write import flow, quoted
+
+Kind = Literal["split", "concat", "stack", "unstack"]
+#: Why a person should look at an operation: these say the same of shapes.
+UNSURE = {
+    "split": "sizes and names say which tensors these are; only the code that wrote them says "
+    "whether their rows follow one another, or take turns (by head, by group)",
+    "stack": "sizes and names say which tensors these are; look whether the code turns their axes",
+}
+#: The most parts of a tensor, and the most tensors beside each other that are tried.
+_MOST_PARTS, _MOST_BESIDE = 3, 8
+_FIELDS = ("n", "m", "k")
+#: Words of a fused tensor's name that aren't those of its parts.
+_GENERAL = {"proj", "weight", "bias", "w", "layer", "linear", "attn"}
+#: torch.nn.MultiheadAttention calls the rows of query, key and value so.
+_SPELT: Mapping[tuple[str, ...], tuple[str, ...]] = {("in",): ("q", "k", "v")}
+
+
+@dataclass(frozen=True, slots=True)
+class FoundOperation:
+    """An operation that fits, and the only one of its tensors.
+
+    Attributes:
+        kind: from the sources to the target.
+        whole: the one tensor, of each layer; a source for `split` and `unstack`.
+        parts: the others in their order; for `stack` and `unstack` one group, with the numbers of
+            the list as a further INDEX at `at`.
+        axis: along which they follow one another, or which numbers them.
+    """
+
+    kind: Kind
+    whole: Group
+    parts: tuple[Group, ...]
+    axis: int
+    at: int = -1
+
+    @property
+    def divides(self) -> bool:
+        return self.kind in ("split", "unstack")
+
+    @property
+    def sources(self) -> tuple[Group, ...]:
+        return (self.whole,) if self.divides else self.parts
+
+    @property
+    def targets(self) -> tuple[Group, ...]:
+        return self.parts if self.divides else (self.whole,)
+
+    @property
+    def module(self) -> Segments:
+        """The module of the target in which the tensors are."""
+        if self.at >= 0:
+            return self.parts[0].pattern[: self.at] if self.divides else self.whole.pattern[:-1]
+        return self.targets[0].pattern[:-2] if self.divides else _owner(self.whole.pattern)
+
+    def taken_as(self, source: Group) -> Segments:
+        """The name of a source in the target's module, as `names` makes it for the operation."""
+        tail = source.pattern[self.at :] if self.at >= 0 and not self.divides else ()
+        if not tail:
+            tail = source.pattern[len(_owner(source.pattern)) :]
+        return (*self.module, *tail)
+
+
+def _owner(pattern: Segments) -> Segments:
+    """The module around the module that has a parameter; around a parameter without one
+    (`in_proj_weight`), its module.
+    """
+    return pattern[:-2] if pattern[-1] in ("weight", "bias") else pattern[:-1]
+
+
+def find_operations(
+    source: Mapping[str, Shape], target: Mapping[str, Shape]
+) -> list[FoundOperation]:
+    """Operations for source tensors and target tensors without partners.
+
+    Args:
+        source, target: name → shape.
+    """
+    ours, theirs = fold(source), fold(target)
+    found = [
+        *(FoundOperation("split", *sum_) for sum_ in _sums(ours, theirs)),
+        *(FoundOperation("concat", *sum_) for sum_ in _sums(theirs, ours)),
+        *(FoundOperation("unstack", *stack) for stack in _stacks(ours, theirs)),
+        *(FoundOperation("stack", *stack) for stack in _stacks(theirs, ours)),
+    ]
+    uses: dict[Segments, int] = defaultdict(int)
+    for one in found:
+        for group in (one.whole, *one.parts):
+            uses[group.pattern] += 1
+    return [one for one in found if all(uses[g.pattern] == 1 for g in (one.whole, *one.parts))]
+
+
+def _sums(
+    wholes: Sequence[Group], parts: Sequence[Group]
+) -> Iterator[tuple[Group, tuple[Group, ...], int]]:
+    """Each whole with the parts that spell its name and make its size, and the axis."""
+    beside: dict[tuple[Segments, str], list[Group]] = defaultdict(list)
+    for part in parts:
+        if len(part.pattern) > 1:
+            beside[part.pattern[:-2], part.pattern[-1]].append(part)
+    for whole in wholes:
+        kind = re.sub(r".*_", "", whole.pattern[-1])  # weight, or that of in_proj_weight
+        for (_, last), alike in beside.items():
+            if last != kind or len(alike) > _MOST_BESIDE:
+                continue
+            for count in range(2, _MOST_PARTS + 1):
+                for chosen in permutations(alike, count):
+                    for axis in _axes(whole, chosen) if _spells(whole, chosen) else ():
+                        yield whole, chosen, axis
+
+
+def _spells(whole: Group, parts: Sequence[Group]) -> bool:
+    """Whether the words of the parts, or their first letters, are those of the whole."""
+    name = whole.pattern[len(_owner(whole.pattern))]
+    words = [word for word in _words(name) if word not in _GENERAL]
+    each = [_words(part.pattern[-2])[:1] for part in parts]
+    if not words or not all(each):
+        return False
+    spelt = "".join(word for [word] in each)
+    said = _SPELT.get(tuple(words), tuple(words))
+    written = {"".join(said), "".join(said).removeprefix("w"), "".join(word[0] for word in said)}
+    initials = "".join(word[0] for [word] in each)
+    return spelt in written or (len(initials) == len({*initials}) and initials in written)
+
+
+def _words(segment: str) -> list[str]:
+    return re.findall(r"[a-z]+|[0-9]+", segment.lower())
+
+
+def _axes(whole: Group, parts: Sequence[Group]) -> list[int]:
+    """The axes along which the parts make the whole, in every layer."""
+    if any(part.members.keys() != whole.members.keys() for part in parts):
+        return []
+
+    def fits(axis: int) -> bool:
+        for numbers, shape in whole.members.items():
+            shapes = [part.members[numbers] for part in parts]
+            if any(len(own) != len(shape) or axis >= len(own) for own in shapes):
+                return False
+            if sum(own[axis] for own in shapes) != shape[axis]:
+                return False
+            if any(_without(own, axis) != _without(shape, axis) for own in shapes):
+                return False
+        return True
+
+    return [axis for axis in range(len(whole.shape)) if fits(axis)]
+
+
+def _without(shape: Shape, axis: int) -> Shape:
+    return shape[:axis] + shape[axis + 1 :]
+
+
+def _stacks(
+    wholes: Sequence[Group], lists: Sequence[Group]
+) -> Iterator[tuple[Group, tuple[Group, ...], int, int]]:
+    """Each whole with the only list whose tensors it numbers with its first axis, and the place of
+    their number in the list's names.
+    """
+    for whole in wholes:
+        fits = [
+            (alike, at)
+            for alike in lists
+            for at, part in enumerate(alike.pattern)
+            if part == INDEX and _is_stacked(whole, alike, at)
+        ]
+        words = {*_words(".".join(whole.pattern[-2:]))} - _GENERAL
+        near = [one for one in fits if words & {*_words(".".join(one[0].pattern[one[1] :]))}]
+        if len(near) == 1 or len(fits) == 1:
+            alike, at = (near if len(near) == 1 else fits)[0]
+            yield whole, (alike,), 0, at
+
+
+def _is_stacked(whole: Group, alike: Group, at: int) -> bool:
+    place = sum(part == INDEX for part in alike.pattern[:at])
+    shapes: dict[tuple[int, ...], dict[int, Shape]] = defaultdict(dict)
+    for numbers, shape in alike.members.items():
+        shapes[numbers[:place] + numbers[place + 1 :]][numbers[place]] = shape
+    return shapes.keys() == whole.members.keys() and all(
+        [*sorted(own)] == [*range(len(own))]
+        and {(len(own), *shape) for shape in own.values()} == {whole.members[numbers]}
+        for numbers, own in shapes.items()
+    )
+
+
+def operation_lines(
+    found: Sequence[FoundOperation], others: Collection[str], *, moved: bool
+) -> list[tuple[str, FoundOperation]]:
+    """A line of `tensors` for each operation, or for several that differ in the parameter alone.
+
+    Args:
+        others: names that no operation may take.
+        moved: whether `names` puts the sources into the target's module first.
+    """
+    merged: dict[object, list[FoundOperation]] = defaultdict(list)
+    for one in found:
+        ends = tuple(group.pattern[:-1] for group in (one.whole, *one.parts))
+        last = frozenset(group.pattern[-1] for group in (one.whole, *one.parts))
+        merged[one.kind, one.axis, ends, last if len(last) > 1 else ""].append(one)
+    lines: list[tuple[str, FoundOperation]] = []
+    ids: set[str] = set()
+    for alike in merged.values():
+        one = alike[0]
+        parameter = "{p}" if len(alike) > 1 else ""
+        patterns = [one.taken_as(g) if moved else g.pattern for g in one.sources]
+        froms = [_spelt(one, pattern, parameter) for pattern in patterns]
+        tos = [_spelt(one, group.pattern, parameter, new=True) for group in one.targets]
+        if moved and one.module:
+            short = [_short(one, pattern, parameter) for pattern in patterns]
+            if not any(Template(text).match(name) for text in short for name in others):
+                froms = short
+                tos = [_short(one, group.pattern, parameter, new=True) for group in one.targets]
+        own_name = one.whole.pattern[len(_owner(one.whole.pattern))]
+        name = "-".join(re.findall(r"[a-z0-9]+", own_name.lower())) or "operation"
+        name = name if name not in ids else f"{name}-{len(ids)}"
+        ids.add(name)
+        texts = [
+            quoted(entries[0]) if len(entries) == 1 else flow(entries) for entries in (froms, tos)
+        ]
+        how = f"{{{one.kind}: {one.axis}}}"
+        lines.append((f"- {{id: {name}, from: {texts[0]}, to: {texts[1]}, how: {how}}}", one))
+    return lines
+
+
+def _spelt(one: FoundOperation, pattern: Segments, last: str, *, new: bool = False) -> str:
+    """A template for all layers, with a field for each number."""
+    fields, kind = iter(_FIELDS), "" if new else ":int"
+    own = _each_at(one, pattern)
+    texts = [
+        part if part != INDEX else "{e:each}" if at == own else f"{{{next(fields)}{kind}}}"
+        for at, part in enumerate((*pattern[:-1], last or pattern[-1]))
+    ]
+    return ".".join(texts)
+
+
+def _each_at(one: FoundOperation, pattern: Segments) -> int:
+    """Where the number of a list stands in a name; -1 without one."""
+    if one.at < 0 or sum(part == INDEX for part in pattern) == sum(
+        part == INDEX for part in one.whole.pattern
+    ):
+        return -1
+    return len(one.module) if pattern[: len(one.module)] == one.module else one.at
+
+
+def _short(one: FoundOperation, pattern: Segments, last: str, *, new: bool = False) -> str:
+    """A template for the tensors of any module."""
+    tail = pattern[len(one.module) :]
+    texts = ["{e:each}" if part == INDEX else part for part in (*tail[:-1], last or tail[-1])]
+    return ".".join(["{m}" if new else "{m...}", *texts])
