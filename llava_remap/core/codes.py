@@ -234,7 +234,8 @@ CODES: dict[str, Code] = {
         "knows."),
     "LR321": Code("sizes of an operation", Exit.PROBLEMS,
         "A tensor operation of the rule file (`tensors`) takes tensors whose sizes don't add up, "
-        "or lacks one of them. The report says for each what is wrong."),
+        "or lacks one of them. The report says for each what is wrong. `revert --rules` can't take "
+        "an operation back that drops a part, or that puts together tensors of unknown sizes."),
     # Shapes, dtypes, vocabulary
     "LR401": Code("shapes differ", Exit.PROBLEMS,
         "A tensor has another shape than the parameter. The message says which keys of the config "
@@ -270,7 +271,8 @@ CODES: dict[str, Code] = {
     "LR411": Code("weights alone", Exit.PROBLEMS,
         "Note. `revert --rules` writes weights: config and tokenizer files can't be derived, and "
         "what a rule drops doesn't come back. "
-        "The note says what to copy."),
+        "The note says what to copy. Another such note names tensors that a tensor operation or a "
+        "rename may have made: the operation counts."),
     "LR412": Code("tokenizer can't be reproduced", Exit.PROBLEMS,
         "The tokenizer that would be written makes other ids of some text than the source's own "
         "does. The message has the first "

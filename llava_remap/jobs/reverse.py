@@ -4,26 +4,36 @@ by the inverse of a rule file.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from llava_remap.checkpoint import Catalog, Checkpoint
 from llava_remap.core.arguments import as_path
 from llava_remap.core.problem import Problem, RemapError
+from llava_remap.core.wording import counted
 from llava_remap.execute import Folder, Resumable
 from llava_remap.jobs.job import Job, manifest_problems, noted, written_tensors
 from llava_remap.jobs.output import output_folder, output_notes, output_problems
 from llava_remap.jobs.run import OnPhase, OnProgress, Verify
 from llava_remap.jobs.suggest import with_suggestions
-from llava_remap.planning import Layout, build_plan
+from llava_remap.planning import Before, Layout, TakenBack, build_plan, take_back
 from llava_remap.post_load.run import takes
-from llava_remap.rewrite import Program, Rewrite, compile_all
+from llava_remap.rewrite import (
+    CompiledOperation,
+    Operated,
+    Program,
+    Rewrite,
+    Step,
+    compile_all,
+)
 from llava_remap.routing import Routed, Routes
 from llava_remap.routing.identify import nearest_layout
-from llava_remap.rulefile import RuleFile, load_rule_file
+from llava_remap.rulefile import RuleFile, Taken, load_rule_file
 from llava_remap.source.sources import open_source, short_name
-from llava_remap.target_model import EMBEDDING, Target, wanted_parameters
+from llava_remap.target_model import EMBEDDING, Target, config_size, wanted_parameters
 
 #: The layout of the output, as a plan calls it.
 ORIGINAL = "original"
@@ -36,10 +46,12 @@ class Reversal(Job):
     Attributes:
         program: the way forward.
         classic: name in the checkpoint → classic name, for every name that is in a layout.
+        taken: the tensors of the checkpoint.
     """
 
     program: Program
     classic: Mapping[str, str]
+    taken: Sequence[Routed]
 
     def resumable(self, on_progress: OnProgress) -> Resumable | None:
         return None
@@ -99,23 +111,38 @@ def plan_reverse(
         except RemapError as error:
             problems += error.problems
     every = compile_all(file)
-    back = {
-        name: every.inverse(name)
-        for name in dict.fromkeys((*classic.values(), *(target.shapes if target else ())))
-    }
+    known = dict.fromkeys((*classic.values(), *(target.shapes if target else ())))
+    made = {name: found for name in known if (found := every.made_by(name))}
+    back = {name: every.inverse(name) for name in known}
     # The original names are known now, so rules with a `when` can be decided, except for what
     # depends on the original's config.
-    program = every.given([name for name in back.values() if name is not None], None)
+    program = every.given([*filter(None, back.values()), *_taken_by(made, every)], None)
     back = {
         name: original
         for name, original in back.items()
         if original is None or program.rewrite(original).target == name
     }
-    taken = tuple(
-        _routed(first, checkpoint, name, classic, back, program) for name in checkpoint.catalog
-    )
+
+    def routed(made: Mapping[str, Sequence[Operated]]) -> tuple[Routed, ...]:
+        return tuple(
+            _routed(first, checkpoint, name, classic, back, program, made)
+            for name in checkpoint.catalog
+        )
+
+    taken, before, choices = routed(made), None, []
     if target is not None:
-        target = _renamed(target, back)
+        operations = list(_taken_back(taken, program))
+        renamed = {name for name, own in classic.items() if back.get(own) is not None}
+        before = take_back(
+            operations,
+            renamed,
+            {name for name, own in classic.items() if own in target.tied},
+            _sizes(file, operations, checkpoint.config or {}),
+        )
+        unfit = {classic[name] for name in before.unfit}
+        taken = routed({name: found for name, found in made.items() if name not in unfit})
+        target = _renamed(target, back, before, taken)
+        choices = _choice_notes(taken, renamed, before)
     routes = Routes(taken, (), (), ())
     plan = build_plan(
         file,
@@ -124,17 +151,27 @@ def plan_reverse(
         routes,
         target,
         problems=problems or _name_problems(file, taken, classic, layout, target),
-        notes=_notes(file, checkpoint, classic, target),
+        notes=[*_notes(file, checkpoint, classic, target), *choices],
         layout=Layout(ORIGINAL),
+        operations=before.operations if before else None,
         recognised=False,  # `_name_problems` reports unmapped names in the words of the way back
     )
     plan = with_suggestions(plan, routes, with_rules=False)
-    job = Reversal(file, checkpoints, folder, plan, None, {}, program, classic)
+    job = Reversal(file, checkpoints, folder, plan, None, {}, program, classic, taken)
     nbytes = None if job.from_manifest else job.disk_nbytes
     room = output_problems(folder, nbytes, checkpoints, filled=dry_run)
     if dry_run:
         job = noted(job, output_notes(folder))
     return replace(job, plan=replace(plan, problems=(*plan.problems, *room)))
+
+
+def _taken_by(made: Mapping[str, Sequence[Operated]], every: Program) -> Iterator[str]:
+    """Original names of tensors that operations took; of each list the first."""
+    for found in made.values():
+        for rule, (_, fields, _) in found:
+            for end in range(len(rule.operation.sources)):
+                if (name := every.inverse_of_taken(rule.operation.took(end, fields))) is not None:
+                    yield name
 
 
 def _routed(
@@ -144,25 +181,96 @@ def _routed(
     classic: Mapping[str, str],
     back: Mapping[str, str | None],
     program: Program,
+    made: Mapping[str, Sequence[Operated]],
 ) -> Routed:
-    """A tensor, its original name, and the rules that lead from there to its present name."""
-    original = back.get(classic.get(name, ""))
-    trace = program.rewrite(original).trace if original is not None else ()
-    return Routed(
-        source,
-        checkpoint.catalog[name],
-        Rewrite(name, original, None, classic.get(name, name), trace),
-    )
-
-
-def _renamed(target: Target, back: Mapping[str, str | None]) -> Target:
-    """The target under original names. A parameter without a way back keeps its name, and is
-    reported as missing.
+    """A tensor, its original name, and the rules that lead from there to its present name; or the
+    operation that made it, if there is only one.
     """
+    tensor, own = checkpoint.catalog[name], classic.get(name, "")
+    if len(operations := made.get(own, ())) == 1:
+        [operated] = operations
+        step = Step(operated.rule.label, name, own)
+        return Routed(source, tensor, Rewrite(name, own, None, own, (step,), operated))
+    original = back.get(own)
+    trace = program.rewrite(original).trace if original is not None else ()
+    return Routed(source, tensor, Rewrite(name, original, None, own or name, trace))
+
+
+def _taken_back(taken: Sequence[Routed], program: Program) -> Iterator[TakenBack]:
+    """The operations that made tensors, each with those that belong together."""
+    groups: dict[object, list[tuple[Operated, Routed]]] = defaultdict(list)
+    for routed in taken:
+        if (operated := routed.rewrite.operated) is not None:
+            key = operated.rule.label, tuple(sorted(operated.taken.fields.items()))
+            groups[key].append((operated, routed))
+    for group in groups.values():
+        (rule, (_, fields, _)), _ = group[0]
+        made = {(each.taken.end, each.taken.number): routed for each, routed in group}
+        yield TakenBack(rule, fields, dict(sorted(made.items())), _originals(rule, fields, program))
+
+
+def _originals(
+    rule: CompiledOperation, fields: Mapping[str, str], program: Program
+) -> Callable[[int, int], str | None]:
+    """Gives the original names of the tensors that an operation took. The program takes each of
+    them to the operation again.
+    """
+
+    def original(end: int, number: int) -> str | None:
+        name = program.inverse_of_taken(rule.operation.took(end, fields, number))
+        operated = None if name is None else program.rewrite(name).operated
+        if operated is None or operated.rule.label != rule.label:
+            return None
+        return name if operated.taken == Taken(end, fields, number) else None
+
+    return original
+
+
+def _sizes(
+    rules: RuleFile, operations: Iterable[TakenBack], config: Mapping[str, Any]
+) -> dict[str, int]:
+    """The values of the config that operations need."""
+    ids = [rule.id for rule in rules.text.tensors]
+    sizes = {}
+    for compiled in {each.rule.label: each.rule for each in operations}.values():
+        with rules.placed("tensors", ids.index(compiled.id), "let"):
+            for key in compiled.operation.sizes.values():
+                sizes[key] = config_size(str(rules.target.class_), config, key)
+    return sizes
+
+
+def _renamed(
+    target: Target, back: Mapping[str, str | None], before: Before, taken: Iterable[Routed]
+) -> Target:
+    """The target under original names. A parameter without a way back keeps its name, and is
+    reported as missing. In place of what operations made stands what they took.
+    """
+    gone = {r.rewrite.prepared for r in taken if r.rewrite.operated is not None}
     names = {name: back.get(name) or name for name in target.shapes}
-    shapes = {names[name]: shape for name, shape in target.shapes.items()}
+    shapes = {names[name]: shape for name, shape in target.shapes.items() if name not in gone}
     tied = {names[name]: names[other] for name, other in target.tied.items()}
-    return replace(target, shapes=shapes, tied=tied)
+    return replace(target, shapes={**shapes, **before.shapes}, tied=tied)
+
+
+def _choice_notes(
+    taken: Iterable[Routed], renamed: Collection[str], before: Before
+) -> list[Problem]:
+    """LR411 for tensors that an operation or a rename may have made: the operation counts."""
+    chosen: dict[str, list[str]] = defaultdict(list)
+    for r in taken:
+        stuck = r.rewrite.prepared in before.operations.claimed
+        if r.rewrite.operated is not None and r.tensor.name in renamed and not stuck:
+            chosen[r.rewrite.operated.rule.label].append(r.tensor.name)
+    return [
+        Problem(
+            "LR411",
+            f"either `{label}` or a rename may have made {counted(len(names), 'tensor')}. They are "
+            "put back as the operation takes them.",
+            "The rule file takes both forms to this checkpoint.",
+            tuple(names),
+        )
+        for label, names in chosen.items()
+    ]
 
 
 def _config_problems(rules: RuleFile, checkpoint: Checkpoint) -> list[Problem]:
@@ -286,7 +394,10 @@ def _name_problems(
     more = tuple(
         r.tensor.name
         for r in taken
-        if r.rewrite.target is not None and target and r.rewrite.target not in target.shapes
+        if r.rewrite.target is not None
+        and r.rewrite.operated is None
+        and target
+        and r.rewrite.target not in target.shapes
     )
     if more:
         cause = f"{len(more)} tensors that a {rules.target.class_} with this config doesn't have."
@@ -337,17 +448,31 @@ def _notes(
     return notes
 
 
+def _led_to(done: Rewrite) -> str | None:
+    """The parameter that a name becomes, or the operation that takes it."""
+    return done.target if done.operated is None else done.operated.rule.label
+
+
 def _forward_problems(job: Reversal, written: Catalog) -> list[Problem]:
     """LR601 if the rule file doesn't lead each written tensor to the name, dtype and shape of its
     source.
     """
+    operated = {
+        r.tensor.name: r.rewrite.operated.rule.label
+        for r in job.taken
+        if r.rewrite.operated is not None
+    }
     wanted = {
-        entry.target: (job.classic[origin.name], entry.dtype, entry.shape)
+        entry.target: (
+            operated.get(origin.name, job.classic[origin.name]),
+            entry.dtype,
+            entry.shape,
+        )
         for entry in job.plan.mapped
         for origin in entry.origins
     }
     have = {
-        name: (job.program.rewrite(name).target, tensor.dtype, tensor.shape)
+        name: (_led_to(job.program.rewrite(name)), tensor.dtype, tensor.shape)
         for name, tensor in written.items()
     }
     if wrong := tuple(

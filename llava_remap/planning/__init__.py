@@ -2,6 +2,7 @@
 torch, no printing.
 """
 
+from llava_remap.planning.back import Before, TakenBack, take_back
 from llava_remap.planning.boxes import (
     Axis,
     Block,
@@ -32,17 +33,20 @@ from llava_remap.planning.model import (
     PostLoadChange,
     Shard,
 )
+from llava_remap.planning.operations import Operations
 
 __all__ = [
     "AddLora",
     "Alias",
     "Axis",
+    "Before",
     "Block",
     "Box",
     "Cast",
     "Dropped",
     "Layout",
     "Mapped",
+    "Operations",
     "Part",
     "Plan",
     "PostLoad",
@@ -50,6 +54,7 @@ __all__ = [
     "Run",
     "Shard",
     "Step",
+    "TakenBack",
     "aligned",
     "blocks_between",
     "build_plan",
@@ -57,5 +62,6 @@ __all__ = [
     "holds",
     "refuse_uncovered",
     "runs_in_order",
+    "take_back",
     "written_dtype",
 ]

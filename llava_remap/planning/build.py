@@ -68,6 +68,7 @@ def build_plan(
     max_shard_nbytes: int | None = None,
     recognised: bool = True,
     norms_about_one: bool = False,
+    operations: Operations | None = None,
 ) -> Plan:
     """Match the tensors of the sources with the parameters of the target.
 
@@ -83,6 +84,7 @@ def build_plan(
             a file to itself. None makes one output file for each source file.
         recognised: whether the rule file is for this checkpoint. If not, unmapped tensors are not
             a problem of their own.
+        operations: what tensor operations give; None to put sizes to those of `routes`.
         norms_about_one: whether the language model's norms multiply by their weights, so the
             weights are about 1.
     """
@@ -90,7 +92,13 @@ def build_plan(
         routes, target = layout.routes(routes), target and layout.target(target)
         post_load = [layout.change(entry) for entry in post_load]
         problems, notes = layout.problems(problems), layout.problems(notes)
-    match = _Match.of(routes, target, post_load)
+    if operations is None:
+        operations = (
+            place_operations(routes, target.shapes, target.tied, target.sizes)
+            if target
+            else Operations({}, (), frozenset(), ())
+        )
+    match = _Match.of(routes, target, post_load, operations)
     mapped = _mapped_of_sources(match, dtype) + _made(match)
     dropped = [*_dropped(routes), *match.operations.dropped]
     aliases = _aliases(match)
@@ -220,7 +228,11 @@ class _Match:
 
     @classmethod
     def of(
-        cls, routes: Routes, target: Target | None, post_load: Sequence[PostLoadChange]
+        cls,
+        routes: Routes,
+        target: Target | None,
+        post_load: Sequence[PostLoadChange],
+        operations: Operations,
     ) -> _Match:
         shapes = dict(target.shapes) if target else {}
         providers: dict[str, list[Routed]] = defaultdict(list)
@@ -229,11 +241,6 @@ class _Match:
                 providers[str(routed.rewrite.target)].append(routed)
         changes = {entry.change.target: entry for entry in post_load}
         tied = target.tied if target else {}
-        operations = (
-            place_operations(routes, target.shapes, tied, target.sizes)
-            if target
-            else Operations({}, (), frozenset(), ())
-        )
         return cls(
             shapes,
             tied,

@@ -73,7 +73,7 @@ def place_operations(
     for applied in routes.operations:
         names = applied.made_of(shapes)
         try:
-            made, left_out = _placed(applied, names, shapes, tied, sizes)
+            made, left_out = place_one(applied, names, shapes, tied, sizes)
         except MisfitError as error:
             claimed |= {name for name in names.values() if name in shapes}
             first = next(applied.tensors).tensor.name
@@ -98,7 +98,7 @@ def place_operations(
     return Operations(provided, tuple(dropped), frozenset(claimed), problems)
 
 
-def _placed(
+def place_one(
     applied: Applied,
     names: Mapping[tuple[int, int], str],
     shapes: Mapping[str, Shape],

@@ -66,7 +66,7 @@ def place(
     Raises:
         MisfitError: sizes don't add up.
     """
-    whole = _seen(name, shape, seen, sizes)
+    whole = as_seen(name, shape, seen, sizes)
     if join.stacked is not None and join.stacked >= whole.rank:
         raise MisfitError(
             f"`{name}` has {whole.rank} axes as it is seen, and none of number {join.stacked}"
@@ -129,7 +129,7 @@ class _Seen:
         return tuple(found.values())
 
 
-def _seen(name: str, shape: Shape, seen: Seen, sizes: Mapping[str, int]) -> _Seen:
+def as_seen(name: str, shape: Shape, seen: Seen, sizes: Mapping[str, int]) -> _Seen:
     """Put sizes to how a tensor is seen.
 
     Raises:
@@ -205,7 +205,7 @@ def _extent(whole: _Seen, join: Join, part: PartShape, sizes: Mapping[str, int])
     """The size of a part along the axis; None for what the others leave."""
     if part.shape is None:
         return None if part.size == REST else _value(part.size, sizes)
-    seen = _seen(part.name, part.shape, part.seen, sizes)
+    seen = as_seen(part.name, part.shape, part.seen, sizes)
     whole_sizes = list(whole.box.sizes)
     along = join.along
     assert along is not None
@@ -237,7 +237,7 @@ def _placed(
     """
     if part.shape is None:
         return Placed(None, region)
-    seen = _seen(part.name, part.shape, part.seen, sizes)
+    seen = as_seen(part.name, part.shape, part.seen, sizes)
     wanted = whole.merged(region.sizes, join.stacked)
     own = seen.merged(seen.box.sizes)
     if _without_ones(own) != _without_ones(wanted):

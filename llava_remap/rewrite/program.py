@@ -155,8 +155,33 @@ class Program:
             for rule in self.leading_back(target)
             if (name := rule.lead_back(target)) is not None
         }
-        found = [name for name in candidates if self.rewrite(name).target == target]
+        # A name by which an operation takes a tensor may also be that of a parameter.
+        found = [name for name in candidates if self._renames(name, target)]
         return found[0] if len(found) == 1 else None
+
+    def _renames(self, name: str, target: str) -> bool:
+        done = self.rewrite(name)
+        return done.target == target and done.operated is None
+
+    def inverse_of_taken(self, taken: str) -> str | None:
+        """As `inverse`, for the name by which an operation takes a tensor. A name that no rule of
+        `names` makes stays as it is.
+        """
+        candidates = {rule.lead_back(taken) for rule in self.leading_back(taken)} - {None}
+        found = []
+        for name in map(str, candidates or {taken}):
+            done = self.rewrite(name)
+            if done.target == taken and done.operated is not None:
+                found.append(name)
+        return found[0] if len(found) == 1 else None
+
+    def made_by(self, name: str) -> list[Operated]:
+        """The operations that make a parameter, each with the end, fields and number that do."""
+        return [
+            Operated(rule, made)
+            for rule in self.tensors
+            if (made := rule.operation.made_from(name)) is not None
+        ]
 
     def leading_back(self, target: str) -> list[CompiledRule]:
         """The rules of `names` whose way back may take a target, in their order."""

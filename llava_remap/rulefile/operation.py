@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from llava_remap.rulefile.kinds import check_fields
-from llava_remap.rulefile.template import PatternError, Template
+from llava_remap.rulefile.template import PatternError, Template, reversed_template
 
 #: A size in a view: a number, a name of `let`, or `*` for the remaining size.
 Size = int | str
@@ -257,6 +257,35 @@ class Operation:
             return None
         each = self.targets[end].each
         return names.fill({**fields, each: str(number)} if each else fields)
+
+    def took(self, end: int, fields: Mapping[str, str], number: int = 0) -> str:
+        """The name by which a tensor is taken; arguments as for `made`, of `sources`."""
+        names, each = self.sources[end].names, self.sources[end].each
+        assert names is not None
+        return names.fill({**fields, each: str(number)} if each else fields)
+
+    def made_from(self, name: str) -> Taken | None:
+        """The end of `targets`, the fields and the number that make a name; None if none do."""
+        for number, template in enumerate(self._backs):
+            fields = None if template is None else template.match(name)
+            if fields is not None:
+                each = fields.pop(self.targets[number].each, "0")
+                if self.made(number, fields, int(each)) == name:
+                    return Taken(number, fields, int(each))
+        return None
+
+    @cached_property
+    def _backs(self) -> list[Template | None]:
+        """For each target, the template of the names that it makes; None without a way back."""
+        first = self.sources[0].names
+        assert first is not None
+        found: list[Template | None] = []
+        for end in self.targets:
+            try:
+                found.append(None if end.names is None else reversed_template(first, end.names))
+            except PatternError:  # two fields touch
+                found.append(None)
+        return found
 
     def described(self, fields: Mapping[str, str]) -> list[str]:
         """The new names for messages. The name of a list keeps the field that numbers it."""

@@ -298,7 +298,7 @@ class Template:
 
 def reversed_template(source: Template, target: Template) -> Template:
     """The template for the way back: it matches `target` filled with the fields of `source`, and
-    has the same fields.
+    has the same fields. A field that numbers a list stands in one of the two alone.
 
     Raises:
         PatternError: two fields touch in `target`, so that the end of the first is unknown.
@@ -307,7 +307,8 @@ def reversed_template(source: Template, target: Template) -> Template:
     def spelt(text: str, field: str, kind: str) -> str:
         if text:
             return text
-        return f"{{{kind if field in target.computed else field + source.fields[field]}}}"
+        own = kind if field in target.computed else field + source.fields.get(field, kind)
+        return f"{{{own}}}"
 
     return Template("".join(spelt(*piece) for piece in target.pieces))
 

@@ -103,6 +103,14 @@ def test_the_way_back_gives_the_original_tensors(rules: str, name: str, tmp_path
     restored, original = weights(Path("back/model")), weights(source)
     assert restored.keys() == original.keys()
     assert all(torch.equal(restored[name], original[name]) for name in original)
+    revert("out", "by-rules", rules=rules)
+    fused = {
+        name.replace(".self_attn.", ".attention."): tensor
+        for name, tensor in weights(Path("by-rules")).items()
+        if "wqkv" in name
+    }
+    assert fused.keys() == {name for name in original if "wqkv" in name}
+    assert all(torch.equal(tensor, original[name]) for name, tensor in fused.items())
 
 
 def test_internlm2s_own_tokenizer_class_gives_the_same_ids(tmp_path: Path) -> None:

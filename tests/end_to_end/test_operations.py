@@ -193,3 +193,93 @@ def test_sizes_of_a_model_that_transformers_saved(tmp_path: Path) -> None:
     wanted = value.view(heads, -1, 2, value.shape[1]).transpose(1, 2).reshape(value.shape)
     assert torch.equal(after[name], wanted)
     assert not torch.equal(after[name], value)
+
+
+def restored_as(original: Tensors, restored: Tensors) -> None:
+    """Every tensor but the buffers is back; embeddings may have new rows behind the old ones."""
+    wanted = {name: value for name, value in original.items() if "inv_freq" not in name}
+    found = {name: value for name, value in restored.items() if "vision_tower" not in name}
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name][: len(value)], value) for name, value in wanted.items())
+
+
+@pytest.mark.parametrize("layout", ["classic", "module-5.6"])
+def test_the_way_back_by_the_rule_file_alone(source: Path, rules: Path, layout: str) -> None:
+    apply(rules, sources(source), "made", layout=layout)
+    Path("made/llava_remap.json").unlink()
+    revert("made", "back", rules=rules, verify="full")
+    restored_as(weights(source), weights(Path("back")))
+
+
+def test_what_an_operation_turns_is_turned_back_even_if_it_is_square(
+    source: Path, rules: Path
+) -> None:
+    """A name that stays and a shape that stays: only the order of rows tells the difference."""
+    apply(rules, sources(source), "made")
+    revert("made", "back", rules=rules)
+    name = "model.layers.0.self_attn.o_proj.weight"
+    turned = weights(Path("made"))[f"language_model.{name}"]
+    assert turned.shape[0] == turned.shape[1]
+    back = weights(Path("back"))[name]
+    assert torch.equal(back, weights(source)[name])
+    assert not torch.equal(back, turned)
+
+
+JOINED = """\
+  - {id: up, from: ['{m...}.up_top.{p}', '{m...}.up_bottom.{p}'], to: '{m}.up_proj.{p}', \
+how: {concat: 0}}
+"""
+LISTED = """\
+  - {id: rows, from: '{m...}.rows.{e:each}', to: '{m}.input_layernorm.weight', how: {stack: 0}}
+"""
+DROPPED = """\
+  - {id: up, from: '{m...}.wide.weight', to: ['{m}.up_proj.weight', {drop: padding, size: '*'}], \
+how: {split: 0}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("operation", "why"),
+    [
+        (JOINED, "nothing says how large each of the tensors was"),
+        (DROPPED, "it drops a part (padding)"),
+    ],
+)
+def test_what_can_not_be_taken_back_is_refused(rules: Path, operation: str, why: str) -> None:
+    apply("llava-v1.5", sources(PLAIN), "made")
+    rules.write_text(RULES.split("tensors:")[0] + "tensors:\n" + operation)
+    with pytest.raises(RemapError) as refused:
+        revert("made", "back", rules=rules)
+    [problem] = refused.value.problems
+    assert problem.code == "LR321"
+    assert why in problem.cause
+    assert not Path("back").exists()
+
+
+def test_a_list_is_taken_back_as_long_as_its_axis(rules: Path) -> None:
+    apply("llava-v1.5", sources(PLAIN), "made")
+    rules.write_text(RULES.split("tensors:")[0] + "tensors:\n" + LISTED)
+    revert("made", "back", rules=rules)
+    found, plain = weights(Path("back")), weights(PLAIN)
+    for layer in range(2):
+        rows = plain[f"model.layers.{layer}.input_layernorm.weight"]
+        names = [name for name in found if name.startswith(f"model.layers.{layer}.rows.")]
+        assert len(names) == len(rows)
+        stacked = [found[f"model.layers.{layer}.rows.{number}"] for number in range(len(rows))]
+        assert torch.equal(torch.stack(stacked), rows)
+
+
+def test_a_part_that_the_checkpoint_lacks_is_told(source: Path, rules: Path) -> None:
+    apply(rules, sources(source), "made")
+    for file in Path("made").glob("*.safetensors"):
+        tensors = load_file(file)
+        tensors = {name: value for name, value in tensors.items() if "0.self_attn.v" not in name}
+        save_file(tensors, file, {"format": "pt"})
+    Path("made/model.safetensors.index.json").unlink()
+    with pytest.raises(RemapError) as refused:
+        revert("made", "back", rules=rules)
+    told = {problem.code: problem for problem in refused.value.problems}
+    assert "the checkpoint has no `language_model.model.layers.0.self_attn.v_proj.weight`" in (
+        told["LR321"].cause
+    )
+    assert not Path("back").exists()

@@ -1,0 +1,248 @@
+"""Tensor operations taken back: what they took, made of what they made. Pure.
+
+The shapes of the tensors that an operation took follow from those that it made. Then the operation
+places the former in the latter, and the boxes are swapped.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+from llava_remap.checkpoint import Tensor
+from llava_remap.core.problem import Problem
+from llava_remap.core.wording import counted
+from llava_remap.planning.boxes import Part, Shape
+from llava_remap.planning.operations import Operations, Provided, place_one
+from llava_remap.planning.place import MisfitError, as_seen
+from llava_remap.rewrite import CompiledOperation, Rewrite
+from llava_remap.routing import Applied, Routed
+from llava_remap.rulefile import Join, Operation, Seen
+
+#: The place of a tensor in an operation: the number of its end, and its number in a list.
+Place = tuple[int, int]
+_MOST_AXES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class TakenBack:
+    """An operation to take back, on the tensors that belong together.
+
+    Attributes:
+        fields: the values of the fields of their names.
+        made: the tensors that it made.
+        original: gives the original name of a tensor that it took; None if there is none.
+    """
+
+    rule: CompiledOperation
+    fields: Mapping[str, str]
+    made: Mapping[Place, Routed]
+    original: Callable[[int, int], str | None]
+
+
+class _LostError(Exception):
+    """What an operation took can't be known, in words that a user reads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What operations took.
+
+    Attributes:
+        operations: the original tensors, in `provided`; `claimed` has the classic names of what
+            can't be taken back, and the problem, LR321, says why.
+        shapes: of the original tensors.
+        unfit: names of tensors whose sizes no operation makes, so they come from elsewhere.
+    """
+
+    operations: Operations
+    shapes: Mapping[str, Shape]
+    unfit: frozenset[str]
+
+
+def take_back(
+    operations: Iterable[TakenBack],
+    renamed: Collection[str],
+    tied: Collection[str],
+    sizes: Mapping[str, int],
+) -> Before:
+    """What operations took.
+
+    Args:
+        renamed: tensors that a rename may have made as well.
+        tied: tensors that share another one.
+        sizes: key of the target's config → its value, for the names in views.
+    """
+    provided: dict[str, tuple[Provided, ...]] = {}
+    claimed: set[str] = set()
+    shapes: dict[str, Shape] = {}
+    unfit: set[str] = set()
+    stuck: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for operation in operations:
+        try:
+            made, own = _taken_back(operation, tied, sizes)
+        except (MisfitError, _LostError) as error:
+            names = [routed.tensor.name for routed in operation.made.values()]
+            if isinstance(error, MisfitError) and {*names} <= {*renamed}:
+                unfit |= {*names}
+                continue
+            claimed |= {routed.rewrite.prepared for routed in operation.made.values()}
+            stuck[operation.rule.label] += [(name, str(error)) for name in names]
+            continue
+        shapes |= own
+        for name, entry in made.items():
+            provided[name] = (*provided.get(name, ()), entry)
+    problems = tuple(
+        Problem(
+            "LR321",
+            f"`{label}` can't be taken back from {counted(len(rows), 'tensor')}: {rows[0][1]}.",
+            "For a folder that `apply` wrote, `llava-remap revert DIR` gives the original back by "
+            "the folder's record.",
+            tuple(name for name, _ in rows),
+            tuple(rows),
+        )
+        for label, rows in stuck.items()
+    )
+    taken = Operations(provided, (), frozenset(claimed), problems)
+    return Before(taken, shapes, frozenset(unfit))
+
+
+def _taken_back(
+    back: TakenBack, tied: Collection[str], sizes: Mapping[str, int]
+) -> tuple[dict[str, Provided], dict[str, Shape]]:
+    """The original tensors, and their shapes.
+
+    Raises:
+        MisfitError: the operation never makes tensors of these sizes and dtypes.
+        _LostError: it left something out, or what it took can't be known.
+    """
+    operation = back.rule.operation
+    values = {name: sizes[key] for name, key in operation.sizes.items()}
+    shapes = {routed.tensor.name: routed.tensor.shape for routed in back.made.values()}
+    names = {place: routed.tensor.name for place, routed in back.made.items()}
+    dtypes = {routed.tensor.dtype for routed in back.made.values()}
+    if len(dtypes) > 1:
+        raise MisfitError(f"its tensors are {' and '.join(sorted(dtypes))}")
+    _refuse_lacking(back)
+    first = next(iter(back.made.values()))
+    originals: dict[Place, Routed] = {}
+    for place, shape in _taken_shapes(operation, names, shapes, values).items():
+        if (name := back.original(*place)) is None:
+            raise _LostError(f"no one name leads to `{operation.took(place[0], back.fields)}`")
+        tensor = Tensor.of(name, first.tensor.dtype, shape, None)
+        originals[place] = Routed(first.source, tensor, Rewrite(name, name, None, name, ()))
+    sources = {place: (routed,) for place, routed in originals.items()}
+    applied = Applied(back.rule, sources, back.fields)
+    forward, _ = place_one(applied, names, shapes, tied, sizes)
+    parts: dict[str, list[Part]] = defaultdict(list)
+    for name, entry in forward.items():
+        for part in entry.parts:
+            parts[part.taken.name].append(part.swapped(first.source, shapes[name]))
+    by_name = {routed.tensor.name: routed for routed in back.made.values()}
+    provided = {
+        name: Provided(
+            tuple(found),
+            tuple({part.taken.name: by_name[part.taken.name] for part in found}.values()),
+            (back.rule.label,),
+        )
+        for name, found in parts.items()
+    }
+    return provided, {routed.tensor.name: routed.tensor.shape for routed in originals.values()}
+
+
+def _refuse_lacking(back: TakenBack) -> None:
+    operation = back.rule.operation
+    if dropped := next((end for end in operation.targets if end.names is None), None):
+        raise _LostError(f"it drops a part ({dropped.reason})")
+    for number, end in enumerate(operation.targets):
+        there = sorted(at for each, at in back.made if each == number)
+        if absent := {*range(max(there, default=0) + 1)} - {*there}:
+            raise _LostError(
+                f"the checkpoint has no `{operation.made(number, back.fields, min(absent))}`"
+            )
+        assert end.each or len(there) == 1
+
+
+def _taken_shapes(
+    operation: Operation,
+    names: Mapping[Place, str],
+    shapes: Mapping[str, Shape],
+    values: Mapping[str, int],
+) -> dict[Place, Shape]:
+    """The shapes of the tensors that an operation took.
+
+    Args:
+        names: of those that it made.
+        values: of the names in views.
+
+    Raises:
+        MisfitError: the operation makes no tensors of these shapes.
+        _LostError: the shapes don't tell.
+    """
+    join = operation.join
+    if operation.divides:
+        ends: list[list[Shape]] = [[] for _ in operation.parts]
+        for place, name in sorted(names.items()):
+            seen = as_seen(name, shapes[name], operation.parts[place[0]].seen, values)
+            ends[place[0]].append(seen.merged(seen.box.sizes))
+        count = len(ends[0]) if operation.parts[0].each else len(ends)
+        return {(0, 0): _stored(operation.seen, join, ends, count)}
+    if join.along is not None:
+        raise _LostError("nothing says how large each of the tensors was that it put together")
+    [name] = names.values()
+    whole = as_seen(name, shapes[name], operation.seen, values)
+    if join.stacked is not None and join.stacked >= whole.rank:
+        raise MisfitError(f"`{name}` has no axis {join.stacked} as it is seen")
+    count = 1 if join.stacked is None else whole.box.sizes[join.stacked]
+    if len(operation.parts) not in (1, count):
+        raise MisfitError(f"`{name}` has {count} tensors in it, not {len(operation.parts)}")
+    own = whole.merged(whole.box.sizes, join.stacked)
+    return {
+        (number, at): _stored(end.seen, Join(), [[own]], 1)
+        for number, end in enumerate(operation.parts)
+        for at in range(count if end.each else 1)
+    }
+
+
+def _stored(seen: Seen, join: Join, ends: Sequence[Sequence[Shape]], count: int) -> Shape:
+    """The shape of a tensor as it is stored.
+
+    Args:
+        seen: how it is seen.
+        ends: the sizes of its parts as they are seen, with divided axes as one.
+        count: of the tensors along the axis that numbers them.
+    """
+    own = ends[0][0]
+    for rank in range(_MOST_AXES + 1):
+        if (axes := _axes(rank, seen)) is None or max(join.along or 0, join.stacked or 0) >= max(
+            len(axes), 1
+        ):
+            continue
+        changes = (one != other for one, other in pairwise(axes))
+        groups = [*accumulate(changes, initial=0)][: len(axes)]
+        kept = dict.fromkeys(group for at, group in enumerate(groups) if at != join.stacked)
+        if len(kept) != len(own):
+            continue
+        sizes = dict(zip(kept, own, strict=True))
+        if join.along is not None:
+            at = list(kept).index(groups[join.along])
+            sizes[groups[join.along]] = sum(tensors[0][at] for tensors in ends)
+        if join.stacked is not None:
+            group = groups[join.stacked]
+            sizes[group] = sizes.get(group, 1) * count
+        shape = [1] * rank
+        for group, axis in dict(zip(groups, axes, strict=True)).items():
+            shape[axis] *= sizes[group]
+        return tuple(shape)
+    raise MisfitError(f"no tensor has parts of {list(own)} as it is seen")
+
+
+def _axes(rank: int, seen: Seen) -> list[int] | None:
+    """For each axis as it is seen, the axis as it is stored; None if there are too few."""
+    divided = len(seen.view) or 1
+    view = [axis for axis in range(rank) for _ in range(divided if axis == seen.axis else 1)]
+    if (seen.view and seen.axis >= rank) or len(seen.axes) > len(view):
+        return None
+    return [view[axis] for axis in (*seen.axes, *range(len(seen.axes), len(view)))]
