@@ -194,3 +194,57 @@ def test_phi_3_that_xtuner_divided_is_llama(tmp_path: Path) -> None:
     (source / "config.json").write_text(json.dumps(config))
     apply("llava-phi-3-xtuner", [source, f"vision_tower={CLIP}"], "out")
     assert far(Path("out"), original) < NEAR
+
+
+def mistral_logits(tensors: Tensors, ids: torch.Tensor) -> torch.Tensor:
+    """What Mistral's own code computes: rope turns neighbouring numbers of a head together, as the
+    two parts of a complex number.
+    """
+    w = {name: tensor.float() for name, tensor in tensors.items()}
+    heads, groups, size, (rows,) = 4, 2, 16, ids.shape
+    angles = torch.outer(torch.arange(rows), 1e9 ** -(torch.arange(0, size, 2) / size))
+    turn = torch.polar(torch.ones_like(angles), angles)[:, None]
+
+    def norm(x: torch.Tensor, name: str) -> torch.Tensor:
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5) * w[f"{name}.weight"]
+
+    def rope(x: torch.Tensor) -> torch.Tensor:
+        pairs = torch.view_as_complex(x.reshape(rows, -1, size // 2, 2))
+        return torch.view_as_real(pairs * turn).flatten(-2)
+
+    x = w["tok_embeddings.weight"][ids]
+    mask = torch.full((rows, rows), float("-inf")).triu(1)
+    for layer in ("layers.0", "layers.1"):
+        y = norm(x, f"{layer}.attention_norm")
+        q, k, v = (y @ w[f"{layer}.attention.w{kind}.weight"].T for kind in "qkv")
+        q, k = rope(q), rope(k).repeat_interleave(heads // groups, 1)
+        v = v.reshape(rows, groups, size).repeat_interleave(heads // groups, 1)
+        scores = torch.einsum("qhd,khd->hqk", q, k) / size**0.5 + mask
+        y = torch.einsum("hqk,khd->qhd", scores.softmax(-1), v).flatten(1)
+        x = x + y @ w[f"{layer}.attention.wo.weight"].T
+        y = norm(x, f"{layer}.ffn_norm")
+        w1, w2, w3 = (w[f"{layer}.feed_forward.w{number}.weight"].T for number in (1, 2, 3))
+        x = x + (torch.nn.functional.silu(y @ w1) * (y @ w3)) @ w2
+    return norm(x, "norm") @ w["output.weight"].T
+
+
+def test_pixtral_as_mistral_stores_it() -> None:
+    original = ORIGINALS / "pixtral"
+    apply("pixtral", original, "out", verify="full")
+    wanted = json.loads((original / "expected.json").read_text())["tensors"]
+    written = weights(Path("out"))
+    assert written.keys() == wanted.keys()
+    for tensor, said in wanted.items():
+        assert list(written[tensor].shape) == said["shape"]
+        assert digest(written[tensor]) == said["sha256"], tensor
+    model = AutoModelForImageTextToText.from_pretrained("out", dtype=torch.float32).eval()
+    ids = torch.arange(11, 51)
+    with torch.no_grad():
+        logits = model(input_ids=ids[None], use_cache=False).logits[0]
+    own = mistral_logits(load_file(original / "consolidated.safetensors"), ids)
+    assert (logits - own).abs().max() < NEAR * own.abs().max()
+    revert("out", "back")
+    [back] = Path("back").rglob("*.safetensors")
+    restored, stored = load_file(back), load_file(original / "consolidated.safetensors")
+    assert restored.keys() == stored.keys()
+    assert all(torch.equal(restored[name], stored[name]) for name in stored)
