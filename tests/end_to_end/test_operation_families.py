@@ -228,9 +228,10 @@ def mistral_logits(tensors: Tensors, ids: torch.Tensor) -> torch.Tensor:
     return norm(x, "norm") @ w["output.weight"].T
 
 
-def test_pixtral_as_mistral_stores_it() -> None:
-    original = ORIGINALS / "pixtral"
-    apply("pixtral", original, "out", verify="full")
+@pytest.mark.parametrize(("rules", "name"), [("pixtral", "pixtral"), ("mistral-small", "mistral3")])
+def test_as_mistral_stores_it(rules: str, name: str) -> None:
+    original = ORIGINALS / name
+    apply(rules, original, "out", verify="full")
     wanted = json.loads((original / "expected.json").read_text())["tensors"]
     written = weights(Path("out"))
     assert written.keys() == wanted.keys()
