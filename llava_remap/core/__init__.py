@@ -1,4 +1,4 @@
-"""The ground floor: problems and their codes, dtypes, names, files, the cache, libraries and
+"""The base of all rooms: problems and their codes, dtypes, names, files, the cache, libraries and
 limits of the system.
 """
 

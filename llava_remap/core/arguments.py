@@ -1,4 +1,4 @@
-"""Arguments that a user can give wrongly, and what was probably meant."""
+"""Checks a user's arguments, and suggests the value that was probably meant."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from llava_remap.core.problem import RemapError, refuse
 
-#: Other words for a value.
+#: Other words for a value → the value.
 _MEANT = {
     "bf16": "bfloat16", "fp16": "float16", "half": "float16", "f16": "float16",
     "fp32": "float32", "float": "float32", "f32": "float32", "auto": "keep", "same": "keep",
@@ -29,10 +29,10 @@ def nearest_choice(given: object, choices: Collection[str]) -> str:
 
 
 def not_one_of(name: str, given: object, choices: Collection[str], more: str = "") -> RemapError:
-    """LR211 for a value that an argument of Python can't have, to be raised by the caller.
+    """LR211 for an invalid value of a Python argument, to be raised by the caller.
 
     Args:
-        more: what the argument can be besides the choices.
+        more: other allowed values, in words.
     """
     near = nearest_choice(given, choices)
     return refuse(
@@ -43,10 +43,10 @@ def not_one_of(name: str, given: object, choices: Collection[str], more: str = "
 
 
 def as_path(name: str, given: object) -> Path:
-    """The path that an argument of Python is.
+    """A Python argument as a path.
 
     Raises:
-        RemapError: LR211 for anything else.
+        RemapError: LR211 if the argument isn't a path.
     """
     if isinstance(given, str | os.PathLike):
         return Path(given)

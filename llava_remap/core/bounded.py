@@ -1,8 +1,8 @@
-"""Work on a stranger's text, in a process of its own that ends soon, takes bounded memory and
-writes no file.
+"""Runs work on a stranger's text in a separate process with bounded time and memory, which can
+write no file.
 
-Limits inside one process can't do that: a single step of Python (`"a" * 10**10`, `10**10**9`) may
-take all time and all memory.
+Limits inside one process can't ensure that: a single step of Python (`"a" * 10**10`, `10**10**9`)
+may take all time and all memory.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from typing import Any
 from llava_remap.core.limits import no_more_processes
 from llava_remap.core.problem import refuse
 
-#: Seconds of processor time, and bytes of memory, without those of the imports.
+#: Seconds of processor time, and bytes of memory. Imports don't count.
 SECONDS, NBYTES = 2, 500_000_000
 #: The exit code for a lack of memory.
 _NO_MEMORY = 3
-#: The other process prints this before it looks at the request. If it ends sooner, that isn't the
-#: stranger's fault.
+#: The other process prints this before it reads the request. If it ends earlier, the stranger's
+#: text isn't the cause.
 _BEGUN = b"begun\n"
-#: The search path of this process comes first, so nothing of the current folder is imported.
+#: The search path is that of this process, so nothing is imported from the current folder.
 _START = (
     "import sys; sys.path[:] = sys.argv[2:]; from llava_remap.core.bounded import serve; "
     "serve(sys.argv[1])"
@@ -55,10 +55,10 @@ def bounded(module: str, request: Any) -> Any:
             [sys.executable, "-c", _START, module, *sys.path],
             input=json.dumps(request).encode(),
             capture_output=True,
-            start_new_session=True,  # Ctrl-C ends this process, and with it the other one
+            start_new_session=True,  # Ctrl-C reaches only this process, which then ends the other
             check=False,
         )
-    except BlockingIOError:  # the system's answer if no process can be made
+    except BlockingIOError:  # the system can't create a process
         raise no_more_processes() from None
     if not ran.stdout.startswith(_BEGUN):
         lines = ran.stderr.decode(errors="replace").strip().splitlines()
@@ -104,7 +104,7 @@ def _limit() -> None:
         resource.RLIMIT_CORE: 0,
     }
     statm = Path("/proc/self/statm")
-    if statm.is_file():  # other systems than Linux don't keep this limit
+    if statm.is_file():  # only Linux enforces this limit
         pages = int(statm.read_text().split()[0])
         limits[resource.RLIMIT_AS] = pages * resource.getpagesize() + NBYTES
     for limit, wanted in limits.items():

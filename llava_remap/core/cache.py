@@ -1,14 +1,14 @@
-"""Answers of the installed libraries, kept on disk, so that the same question can be answered again
-without importing torch and transformers.
+"""Keeps answers of the installed libraries on disk. The same question can then be answered without
+importing torch and transformers.
 
 A key holds everything that an answer depends on: the question's own facts, the versions of the
 libraries, and the bytes of this package's code. So an entry is never out of date. Old entries are
-removed when there are too many. `LLAVA_REMAP_CACHE` names another folder than the user's cache
-folder.
+removed when there are too many. The environment variable `LLAVA_REMAP_CACHE` replaces the user's
+cache folder.
 
-An entry is used only if this user alone can have written it, and if it is whole, the answer to this
-very question, and of the form that the question's own code expects. Otherwise the libraries are
-asked again, which costs nothing but time.
+An entry is used only if this user alone can have written it, if it is complete and answers this
+very question, and if it has the form that the question's code expects. Otherwise the libraries are
+asked again, which costs only time.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ def cached(
     ask: Callable[[], dict[str, bytes]],
     read: Callable[[Mapping[str, bytes]], T],
 ) -> T:
-    """The answer to a question, from disk if it was given before. Errors of `ask` are never kept.
+    """The answer to a question, from disk if it was asked before. Errors of `ask` are never kept.
 
     Args:
-        question: its name, which is also the name of a folder in the cache.
+        question: the question's name, which also names its folder in the cache.
         facts: everything that the answer depends on, as JSON.
-        ask: gives the answer, as contents by name.
-        read: turns the answer into the result; raises any exception for an answer that doesn't have
+        ask: returns the answer: name → content.
+        read: turns the answer into the result. It raises any exception if the answer doesn't have
             the form of `ask`'s answers.
     """
     if _in_development():
@@ -75,10 +75,10 @@ def cached(
 def cached_value(
     question: str, facts: Mapping[str, Any], ask: Callable[[], Any], kind: type[T]
 ) -> T:
-    """As `cached`, for an answer that is one JSON value.
+    """Like `cached`, for an answer that is one JSON value.
 
     Args:
-        kind: the type of the value, a dataclass or another one that pydantic knows.
+        kind: the type of the value: a dataclass, or another type that pydantic knows.
     """
     name, adapter = f"{question}.json", cast("TypeAdapter[T]", _adapter(kind))
     return cached(
@@ -90,13 +90,11 @@ def cached_value(
 
 
 def _asked(ask: Callable[[], dict[str, bytes]]) -> dict[str, bytes]:
-    """A fresh answer, of libraries that can be imported and that work: other errors are the
-    question's fault.
-    """
+    """A new answer. If it fails although the libraries work, the error is the question's own."""
     import_asked()
     try:
         return ask()
-    except Exception as error:  # it may blame a file of the user's for a library's fault
+    except Exception as error:  # it may blame a user's file for a library's fault
         if (reached := limit_reached(error)) is not None:
             raise reached from error
         check_libraries()
@@ -111,7 +109,7 @@ def is_kept(question: str, facts: Mapping[str, Any]) -> bool:
 
 
 def cache_folder() -> Path:
-    """The folder of the entries, which needn't exist.
+    """The folder of the entries. It need not exist.
 
     Raises:
         FileNotFoundError: this user has no home.
@@ -124,12 +122,12 @@ def cache_folder() -> Path:
 
 
 def _in_development() -> bool:
-    """Whether one version number of a library can stand for two states of its code."""
+    """Whether a library is a development version, whose code can change under the same number."""
     return any("dev" in number for number in _versions().values())
 
 
 def _key(facts: Mapping[str, Any]) -> bytes:
-    # In the given order, as the answer may depend on it.
+    # The order of the facts is kept, since the answer may depend on it.
     return json.dumps([facts, _versions(), code_digest()]).encode()
 
 
@@ -161,7 +159,7 @@ def _open(path: Path) -> Iterator[BinaryIO]:
     """Open an entry that only this user can have written and put there.
 
     Raises:
-        OSError: another user may have, or there is no entry.
+        OSError: there is no entry, or another user may have written it.
     """
     _refuse_foreign(path.parents[1])
     _refuse_foreign(path.parent)
@@ -195,7 +193,7 @@ def _keep(question: str, key: bytes, answer: Mapping[str, bytes]) -> None:
         entry.comment = _digest(key, answer)
 
     def fill(file: io.FileIO) -> None:
-        os.fchmod(file.fileno(), 0o600)  # whatever the umask allows others
+        os.fchmod(file.fileno(), 0o600)  # the umask may allow others more
         write_all(file, packed.getvalue())
 
     write_whole(path, unique_partial(path), fill)
@@ -218,6 +216,6 @@ def _versions() -> dict[str, str]:
 
 @cache
 def code_digest() -> str:
-    """Digest of this package's code, whose version stays the same during development."""
+    """Digest of this package's code. Its version alone doesn't change during development."""
     files = sorted(Path(__file__).parents[1].rglob("*.py"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()

@@ -1,6 +1,6 @@
-"""The codes of everything that can go wrong, and the exit codes they lead to.
+"""The codes of everything that can go wrong, and their exit codes.
 
-docs/reference/messages.md is made from these.
+docs/reference/messages.md is made from them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from enum import IntEnum
 
 
 class Exit(IntEnum):
-    """What the command line returns to the shell."""
+    """Exit codes of the command line."""
 
     DONE = 0
     PROBLEMS = 1
@@ -27,10 +27,10 @@ class Code:
 
     Attributes:
         title: a few words, the same every time.
-        exit: the exit code that it leads to, unless it is a note.
-        about: what it means, and what to do: the entry in docs/reference/messages.md.
-        unmatched: whether its names have no counterpart on the other side, so that a report
-            suggests similar names from there.
+        exit: the exit code of a job with this problem. A note has no effect on it.
+        about: the meaning, and what to do: the entry in docs/reference/messages.md.
+        unmatched: whether the problem's names have no counterpart on the other side, so that a
+            report suggests similar names from there.
     """
 
     title: str
@@ -79,22 +79,18 @@ CODES: dict[str, Code] = {
         "`--source model=LANGUAGE_MODEL --source projector=DIR`."),
     "LR109": Code("already converted", Exit.PROBLEMS,
         "The checkpoint is a whole model in a layout of transformers: a plan of `hf-layouts` "
-        "proved it. In the classic "
-        "layout, load the folder as it is; from another one, `apply hf-layouts` makes it classic, "
-        "and merges an adapter that was "
-        "trained on it. Another adapter or a projector given beside it isn't in it: the message "
-        "says which model to give."),
+        "proved it. Load a folder in the classic layout as it is. From another layout, `apply "
+        "hf-layouts` makes the classic one, and merges an adapter that was trained on it. If "
+        "another adapter or a projector was given, the message says which model to give with it."),
     "LR110": Code("names with a wrapper on", Exit.PROBLEMS,
-        "Names have in them what a training framework puts around modules, and the rule file "
-        "leaves it there. Let it extend "
-        "`parts/wrappers.yaml`."),
+        "Names contain a wrapper that a training framework puts around modules, and no rule "
+        "removes it. Let the rule file extend `parts/wrappers.yaml`."),
     "LR111": Code("a manifest has no bytes", Exit.PROBLEMS,
         "A manifest has names and shapes and no values. Plan from it with `--dry-run`; convert the "
         "checkpoint itself."),
     "LR112": Code("the config doesn't say enough", Exit.INPUT,
-        "The sources' config.json lacks something that tensors can't show, or says what can't be. "
-        "Give the part's own "
-        "checkpoint with its config, or mend the config."),
+        "The sources' config.json lacks something that tensors can't show, or has an impossible "
+        "value. Give the part's own checkpoint with its config, or mend the config."),
     "LR113": Code("unreadable tokenizer, config, record or snapshot", Exit.INPUT,
         "A tokenizer, processor or config file, a folder's record, or a rule file's snapshot, "
         "can't be understood. Replace it by "
@@ -106,11 +102,10 @@ CODES: dict[str, Code] = {
         "lead out of it. Download it "
         "elsewhere and give its folder."),
     "LR115": Code("adapter that can't be merged", Exit.INPUT,
-        "It isn't plain LoRA on linear layers (DoRA, another kind, one that changed its base "
-        "first), it lacks its config or "
-        "half of a pair, or config and tensors contradict each other; or pairs lie beside the "
-        "layers that they change, and "
-        "nothing says their alpha. PEFT itself merges most of them."),
+        "The adapter isn't plain LoRA on linear layers (DoRA, another kind, one that changed its "
+        "base first), its config or half of a pair is missing, or config and tensors contradict "
+        "each other. Or pairs lie beside the layers that they change, and nothing gives their "
+        "alpha. PEFT itself merges most of these adapters."),
     # Rule file
     "LR200": Code("rule file not found or not readable", Exit.USAGE,
         "No such file, and no shipped rule file of that name: see `llava-remap rules list`."),
@@ -129,36 +124,33 @@ CODES: dict[str, Code] = {
         "its template. Regexes are not judged. To replace an inherited rule, give the new one its "
         "id."),
     "LR205": Code("matched nothing", Exit.USAGE,
-        "Note, of `rules lint --source`: a rule takes none of the names. Say `optional: true` "
-        "where that is expected."),
+        "Note of `rules lint --source`: a rule takes none of the names. If that is expected, give "
+        "the rule `optional: true`."),
     "LR206": Code("pattern ran into the time limit", Exit.USAGE,
-        "A regex took too long on a name, or those of a file together did. Make it simpler, or "
-        "write a template, which never takes long."),
+        "A regex took too long on a name, or all regexes of a file together took too long. Make "
+        "it simpler, or write a template, which never takes long."),
     "LR208": Code("pattern takes more than it seems to", Exit.USAGE,
         "`rules lint`: a regex begins or ends inside a segment of a name that was tried: `^model` "
-        "takes `modelx.a` as it takes `model.a`."),
+        "takes `modelx.a` as well as `model.a`."),
     "LR209": Code("two rules with one id", Exit.USAGE,
         "Two rules of one file, or of two files that it extends, share an id."),
     "LR210": Code("extends cannot be resolved", Exit.USAGE,
-        "A file that `extends` names isn't there, extends this one again, or says something else "
-        "than another one that is "
-        "extended."),
+        "A file that `extends` names doesn't exist, extends this file again, or gives a field "
+        "another value than a second parent does."),
     "LR211": Code("wrong arguments", Exit.USAGE,
         "Arguments that don't go together: a source named twice or unknown, or none where one is "
         "needed."),
     "LR212": Code("a post-load rule can't be used", Exit.USAGE,
         "`post_load` names a plug-in that isn't installed, or an option that it doesn't take; or "
-        "the plug-in itself fails, "
-        "or makes something else than it planned."),
+        "the plug-in itself fails, or makes something other than it planned."),
     "LR213": Code("rule without a test", Exit.USAGE,
         "`rules lint`: no test of the file has a name that the rule takes."),
     "LR214": Code("fields differ", Exit.USAGE,
-        "`rules lint`: `to` leaves out a field of `from`, so that two names can become one and "
-        "none comes back. Take it up, or "
-        "say `one_way: true`."),
+        "`rules lint`: `to` leaves out a field of `from`, so two names can become one, and "
+        "neither can be recovered. Add the field, or say `one_way: true`."),
     "LR215": Code("doesn't come back", Exit.USAGE,
-        "`rules lint`: a rule has a way back, and it doesn't lead from the new name to one that "
-        "becomes the new name again."),
+        "`rules lint`: a rule's way back leads from its new name to a name that doesn't become "
+        "the new name again."),
     "LR216": Code("several rule files fit", Exit.USAGE,
         "`convert`: the checkpoint can become one of several models, and nothing in it says "
         "which. The message says what distinguishes the rule files, and has the command for each."),
@@ -169,59 +161,55 @@ CODES: dict[str, Code] = {
         "file with `rules new`, or drop them with a reason; they are never left out silently.",
         unmatched=True),
     "LR302": Code("target parameters that get nothing", Exit.PROBLEMS,
-        "Parameters for which no source has a tensor, or a source that is needed and wasn't "
-        "given.", unmatched=True),
+        "Parameters for which no source has a tensor, or a necessary source that wasn't given.",
+        unmatched=True),
     "LR303": Code("produced names that the model doesn't have", Exit.PROBLEMS,
         "Rules made names that the target doesn't have: a config of another size, or a rule that "
         "reaches too far.", unmatched=True),
     "LR304": Code("two sources for one target", Exit.PROBLEMS,
         "Two tensors become one parameter. Take one out of the checkpoint, or drop it by a rule."),
     "LR305": Code("nothing matched", Exit.PROBLEMS,
-        "The rule file knows none of the names. The message says which shipped file fits, by "
-        "itself or once a prefix is taken "
-        "off, or gives the command that infers one."),
+        "The rule file knows none of the names. The message names the shipped rule file that "
+        "fits, as it is or once a prefix is removed from the names, or has the command that "
+        "infers a rule file."),
     "LR306": Code("a drop takes what the target wants", Exit.PROBLEMS,
         "Without this drop, the tensor would have provided a parameter that is missing. `rules "
-        "lint` also finds a drop that "
-        "leaves a rename no name at all."),
+        "lint` also finds a drop that leaves no name to a rename."),
     "LR307": Code("empty or doubled name segment", Exit.PROBLEMS,
-        "A rule made a name like `a..b` or `model.model.x`: it was applied to what had the prefix "
-        "already.", unmatched=True),
+        "A rule made a name like `a..b` or `model.model.x`: it was applied to names that already "
+        "had the prefix.", unmatched=True),
     "LR308": Code("projector kind", Exit.PROBLEMS,
-        "Note. The config names another projector than the tensors are; the tensors are believed."),
+        "Note. The config names another projector than the tensors show. The tensors count."),
     "LR309": Code("tower kind", Exit.PROBLEMS,
-        "The tower's tensors and a config contradict each other. A note where the tensors settle "
-        "it, a refusal where "
-        "something that they can't show is unknown."),
+        "The tower's tensors and a config contradict each other. This is a note if the tensors "
+        "settle the question, and a refusal if they can't."),
     "LR310": Code("tower both in the checkpoint and given apart", Exit.PROBLEMS,
         "Note. The checkpoint has a tower, and another tower was given beside it. The checkpoint's "
         "is used; the note has the number of tensors that differ."),
     "LR311": Code("wrong family", Exit.PROBLEMS,
         "Names or config contradict the rule file's `detect`, or, with `revert --rules`, its "
-        "target class: the checkpoint is of "
-        "another family, though all names might fit."),
+        "target class: the checkpoint is of another family, even if all names fit."),
     "LR312": Code("another source's tensors taken", Exit.PROBLEMS,
-        "Note. An adapter or a projector has tensors of its own for parameters that other sources "
-        "have too: its own are taken."),
+        "Note. An adapter or a projector has tensors for parameters that other sources have too. "
+        "Its own tensors are used."),
     "LR313": Code("LoRA pair without its base tensor", Exit.PROBLEMS,
-        "A pair changes a tensor that no source has, or one that the model ties to another: it "
-        "isn't the base that the adapter "
-        "was trained on, or the rule file isn't for it."),
+        "A pair changes a tensor that no source has, or a tensor that the model ties to another. "
+        "The base isn't the one that the adapter was trained on, or the rule file isn't for this "
+        "model."),
     "LR314": Code("looks alike, computes something else", Exit.PROBLEMS,
-        "The names fit, and the config says something that the target model computes otherwise, or "
-        "not at all. The message says "
-        "what differs. There is no rule file for it, or another one is."),
+        "The names fit, but the config has a setting that the target model computes differently, "
+        "or not at all. The message says what differs. Another rule file is for this checkpoint, "
+        "or none is."),
     "LR315": Code("what users of the folder have to know", Exit.PROBLEMS,
-        "Note, from the rule file: where the folder does something else than the research code, or "
-        "less."),
+        "Note from the rule file: the folder does something differently from the research code, "
+        "or does less."),
     "LR316": Code("another part than is named", Exit.PROBLEMS,
-        "Note. A config names a tower, or an adapter or a projector the model that it was trained "
-        "from, and another one is "
-        "taken: one that was given, or a default of the same name."),
+        "Note. A config names a tower, or the model that an adapter or a projector was trained "
+        "from, and another one is used: one that was given, or a default of the same name."),
     "LR317": Code("trained projector left behind", Exit.PROBLEMS,
-        "An adapter is given without the projector that was trained with it, and its base's own "
-        "one would be taken. A note where "
-        "the adapter's files don't show whether one was trained."),
+        "An adapter is given without the projector that was trained with it, so the base's own "
+        "projector would be used. This is a note if the adapter's files don't show whether a "
+        "projector was trained."),
     "LR318": Code("keys of the config that nothing reads", Exit.PROBLEMS,
         "Note. The source's config.json has keys that the research code may compute with. The rule "
         "file knows these keys and doesn't use them, and the new folder doesn't have them."),
@@ -230,33 +218,31 @@ CODES: dict[str, Code] = {
         "of transformers compute it differently."),
     "LR320": Code("no rule file fits", Exit.PROBLEMS,
         "`convert`: no shipped rule file takes every name of the checkpoint and agrees with its "
-        "config. `inspect` gives every reason; `rules new` makes a rule file for names that none "
-        "knows."),
+        "config. `inspect` gives every reason; `rules new` makes a rule file for unknown names."),
     "LR321": Code("sizes of an operation", Exit.PROBLEMS,
         "A tensor operation of the rule file (`tensors`) takes tensors whose sizes don't add up, "
         "or lacks one of them. The report says for each what is wrong. `revert --rules` can't take "
         "an operation back that drops a part, or that puts together tensors of unknown sizes."),
     # Shapes, dtypes, vocabulary
     "LR401": Code("shapes differ", Exit.PROBLEMS,
-        "A tensor has another shape than the parameter. The message says which keys of the config "
-        "have either size, and "
-        "whether only the order of axes differs. Otherwise it is mostly a config.json of another "
-        "model."),
+        "A tensor's shape differs from the parameter's. The message has the config keys with "
+        "either size, and says whether only the order of axes differs. Otherwise, config.json is "
+        "mostly another model's."),
     "LR402": Code("vocabulary sizes disagree", Exit.PROBLEMS,
         "Rows of embed_tokens, the config's vocab_size and the tokenizer's length contradict each "
         "other, or a new token gets "
         "no row."),
     "LR403": Code("token id taken by another token", Exit.PROBLEMS,
-        "A token of the rule file has an id that is taken, or gets another one than planned, or "
-        "than the source's config says."),
+        "A token of the rule file has an id that another token has, or gets another id than "
+        "planned, or another id than in the source's config."),
     "LR405": Code("tied tensors differ", Exit.PROBLEMS,
-        "The config ties lm_head to embed_tokens, and the checkpoint has two with different "
+        "The config ties lm_head to embed_tokens, and the checkpoint has both with different "
         "values."),
     "LR406": Code("non-finite or too large values", Exit.PROBLEMS,
-        "inf or NaN where values are computed with or rounded, or values that don't fit into the "
-        "dtype that is written."),
+        "inf or NaN among values that are rounded or used in a computation, or values that are "
+        "too large for the dtype that is written."),
     "LR407": Code("spare rows used, no resize", Exit.PROBLEMS,
-        "Note. embed_tokens has rows to spare, so new tokens need no new ones."),
+        "Note. embed_tokens has spare rows, so new tokens need no new rows."),
     "LR408": Code("no tokenizer", Exit.PROBLEMS,
         "Note. No source has a tokenizer: the folder has none, nor a processor or a chat template. "
         "`--source "
@@ -265,9 +251,9 @@ CODES: dict[str, Code] = {
         "A parameter is stored as whole numbers, complex numbers or in eight bits: mostly "
         "quantised weights."),
     "LR410": Code("rows of new tokens stay", Exit.PROBLEMS,
-        "Note. With `revert --rules` nothing tells which rows were there before, and new ones may "
-        "have been trained: all are kept, "
-        "and the original's config.json has to say how many there are."),
+        "Note. With `revert --rules`, nothing shows which rows existed before, and new rows may "
+        "have been trained. All rows are kept, and the original's config.json must give their "
+        "number."),
     "LR411": Code("weights alone", Exit.PROBLEMS,
         "Note. `revert --rules` writes weights: config and tokenizer files can't be derived, and "
         "what a rule drops doesn't come back. "
@@ -300,21 +286,19 @@ CODES: dict[str, Code] = {
         "it. Nothing is overwritten."),
     "LR504": Code("resume refused", Exit.RESOURCES,
         "The job that was begun in the folder is not this one: the rule file, a source, an option "
-        "or the version of llava-remap "
-        "is another. What was finished wouldn't fit. Run it as it was begun, or delete the "
-        "folder."),
+        "or the version of llava-remap differs, so the finished files wouldn't fit. Run the job "
+        "as it was begun, or delete the folder."),
     "LR505": Code("unfinished folder", Exit.RESOURCES,
         "A job was begun in the folder and not ended: it still runs, was interrupted or killed, or "
         "the disk was full. The same "
         "command with `--resume` goes on; finished files are compared with their digests and "
         "kept."),
     "LR506": Code("shared storage", Exit.PROBLEMS,
-        "Note. Names that lie on the same bytes: one tensor, or views of one storage; and whether "
-        "it was written once or for "
-        "each."),
+        "Note. Several names lie on the same bytes: one tensor, or views of one storage. The note "
+        "says whether the bytes were written once or for each name."),
     "LR508": Code("output can't be written", Exit.RESOURCES,
-        "Output or report can't be made where they should be, or would lie inside a source or in "
-        "each other."),
+        "Output or report can't be created at the path that was given, or would lie inside a "
+        "source or in each other."),
     "LR510": Code("library that doesn't work", Exit.LIBRARY,
         "A library that is needed can't be imported: it is broken, doesn't work with another "
         "library, or isn't there. Rule file and checkpoint are not the cause. The message has the "
@@ -326,16 +310,14 @@ CODES: dict[str, Code] = {
     # Verification
     "LR601": Code("the loader disagrees", Exit.PROBLEMS,
         "The installed transformers would not load exactly these names and shapes, or, after "
-        "`revert --rules`, the rule file would "
-        "not take them forward. The output has been removed, or, in `verify`, isn't what was "
-        "written."),
+        "`revert --rules`, the rule file would not take them forward. The output has been "
+        "removed; in `verify`, the folder isn't what was written."),
     "LR602": Code("values differ", Exit.PROBLEMS,
-        "A tensor isn't what its source gives: it was changed since, or it was made from another "
-        "checkpoint."),
+        "A tensor differs from what its source gives: it was changed later, or it was made from "
+        "another checkpoint."),
     "LR603": Code("files differ from the record", Exit.PROBLEMS,
-        "Since the folder was written, a file of it is gone or has changed, or one was added that "
-        "a loader would take in; or "
-        "the record itself was changed."),
+        "Since the folder was written, a file was removed or changed, or a file was added that a "
+        "loader would read; or the record itself was changed."),
     "LR604": Code("number of image tokens", Exit.PROBLEMS,
         "Image processor and tower disagree on how many image tokens a picture has."),
     "LR605": Code("the processor doesn't work", Exit.PROBLEMS,
@@ -345,24 +327,21 @@ CODES: dict[str, Code] = {
     "LR606": Code("no record", Exit.INPUT,
         "`verify` and `revert` need the record that `apply` writes, and the folder has none."),
     "LR607": Code("original bytes not kept", Exit.PROBLEMS,
-        "`--dtype` rounded tensors, a post-load rule or a merged adapter changed them so that the "
-        "original values aren't in the folder "
-        "any more, or a tied tensor had another dtype than the one that was written. Take them "
-        "from the original checkpoint."),
+        "The original values aren't in the folder any more: `--dtype` rounded tensors, a "
+        "post-load rule or a merged adapter changed them, or a tied tensor had another dtype than "
+        "the one that was written. Take them from the original checkpoint."),
     "LR608": Code("video processor not tried", Exit.PROBLEMS,
         "A note. The video processor was written, but transformers opens it with torchvision only, "
         "which isn't installed."),
     "LR609": Code("generation stops at the end of a turn", Exit.PROBLEMS,
-        "Note. The chat template ends a turn with a token that the generation config didn't stop "
-        "at; it does now, as the "
-        "research code does."),
+        "Note. The chat template ends a turn with a token at which the source's generation config "
+        "didn't stop. The folder's generation config stops there, as the research code does."),
     "LR610": Code("pictures are not padded", Exit.PROBLEMS,
         "Note. The research code fills pictures up to a square with the mean colour, and the "
         "folder crops or squeezes them: "
         "pixels of pictures that aren't square differ."),
     "LR611": Code("stock image processor", Exit.PROBLEMS,
-        "Note. No source has the tower's preprocessor_config.json, so mean, standard deviation and "
-        "cutting are those with which "
-        "stock towers of its kind are trained."),
+        "Note. No source has the tower's preprocessor_config.json, so mean, standard deviation "
+        "and cropping are those with which stock towers of its kind are trained."),
 }
 # fmt: on

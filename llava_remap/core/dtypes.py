@@ -20,8 +20,8 @@ class Dtype(NamedTuple):
         bits: bits of one element.
         torch: its name in torch.
         storage: its typed storage in a file of `torch.save`; empty if there is none.
-        numpy: the numpy dtype in which its bits are read; empty if numpy can't compute with it.
-        exponent: for floats, the bits of the exponent. All these bits are set in inf and NaN, and
+        numpy: the numpy dtype for reading its bits; empty if numpy can't compute with it.
+        exponent: for floats, the mask of the exponent's bits. They are all set in inf and NaN, and
             in no other number.
     """
 
@@ -54,7 +54,7 @@ DTYPE_BITS = {name: dtype.bits for name, dtype in DTYPES.items()}
 TORCH_DTYPES = {name: dtype.torch for name, dtype in DTYPES.items()}
 #: The floats that allow computations. A model's parameters have one of these dtypes.
 FLOATS = tuple(name for name, dtype in DTYPES.items() if dtype.exponent)
-#: For each float, the floats that hold every one of its numbers exactly.
+#: For each float dtype, the dtypes that hold all its numbers exactly.
 HELD_BY = {
     "F64": ("F64",),
     "F32": ("F32", "F64"),
@@ -64,8 +64,8 @@ HELD_BY = {
 
 
 def numbers(raw: bytes | memoryview, dtype: str) -> NDArray[Any]:
-    """Little-endian elements as a numpy array of one dimension; BF16, which numpy doesn't have, as
-    float32.
+    """Little-endian elements as a one-dimensional numpy array. BF16 becomes float32, since numpy
+    doesn't have it.
 
     Raises:
         ValueError: for a dtype without a number format here (complex, 8-bit floats).
@@ -79,8 +79,8 @@ def numbers(raw: bytes | memoryview, dtype: str) -> NDArray[Any]:
 
 
 def to_float64(raw: bytes | memoryview, dtype: str) -> NDArray[np.float64]:
-    """Little-endian elements as float64, exactly (I64 and U64 beyond 2^53 excepted), in one
-    dimension.
+    """Little-endian elements as a one-dimensional float64 array: exact, except for I64 and U64
+    beyond 2^53.
 
     Raises:
         ValueError: as `numbers`.
@@ -129,7 +129,7 @@ def _upper_half(bits: NDArray[np.uint32]) -> bytes:
     import numpy as np
 
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-    # A NaN stays a NaN. If no bits are cut off, its bits stay, too: BF16 has it exactly.
+    # A NaN stays a NaN. If no set bits are cut off, BF16 holds it exactly, so its bits stay.
     is_cut_nan = ((bits & 0x7FFFFFFF) > 0x7F800000) & ((bits & 0xFFFF) != 0)
     return np.where(is_cut_nan, (bits >> 16) | 0x40, rounded).astype("<u2").tobytes()
 
@@ -145,7 +145,7 @@ def from_float64(values: NDArray[np.float64], dtype: str) -> bytes:
 
     if dtype not in FLOATS:
         raise ValueError(f"can't round to dtype {dtype}")
-    with np.errstate(over="ignore"):  # too large values become inf, as in rounding to nearest
+    with np.errstate(over="ignore"):  # values that are too large become inf, by IEEE rounding
         if dtype != "BF16":
             return values.astype(DTYPES[dtype].numpy).tobytes()
         single = values.astype(np.float32)

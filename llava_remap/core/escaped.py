@@ -1,9 +1,9 @@
-"""Text from outside, made harmless to a terminal: one function, and streams that apply the function
-to everything.
+"""Makes text from outside harmless to a terminal: one function, and streams that apply it to
+everything they print.
 
 Names of tensors, paths, values of configs, tokens, answers of a hub and messages of libraries can
-hold anything. Characters that a terminal obeys (control characters), that turn the direction of a
-line, or that are invisible, are shown as escapes.
+hold anything. Control characters, characters that turn the direction of a line, and invisible
+characters are shown as escapes.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def printable(text: str) -> str:
 
 
 def quote(text: str) -> str:
-    """A word of a command for a shell, in which nothing needs escaping once more; bash, zsh and ksh
-    know `$'…'`.
+    """A text as one word of a shell command, fully printable. Escapes use `$'…'`, which bash, zsh
+    and ksh know.
 
     >>> quote("a b"), quote("a\\nb")
     ("'a b'", "$'a\\\\nb'")
@@ -60,22 +60,22 @@ def quote(text: str) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """As `printable`, but ends of lines are kept."""
+    """Like `printable`, but line breaks are kept."""
     return "\n".join(map(printable, text.split("\n")))
 
 
 def raw(stream: TextIO) -> TextIO:
-    """The stream behind an escaping stream, for code that draws on a terminal and escapes its texts
+    """The stream behind an escaping stream, for code that draws on a terminal and escapes texts
     itself.
     """
     return stream.rich_proxied_file if isinstance(stream, EscapingStream) else stream
 
 
 class EscapingStream(io.TextIOBase):
-    """A stream in front of another stream, which gets every text escaped.
+    """A stream that escapes every text and writes it to another stream.
 
     Attributes:
-        rich_proxied_file: the other stream. rich writes to it directly, as styles are control
+        rich_proxied_file: the other stream. rich writes to it directly, since styles are control
             sequences; `report.terminal` escapes its texts itself.
     """
 
@@ -105,7 +105,7 @@ class EscapingStream(io.TextIOBase):
 
 @contextmanager
 def escaped_output() -> Iterator[None]:
-    """Within the block, everything that any library prints is escaped."""
+    """Escape everything that is printed within the block, by any library."""
     out, err = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = EscapingStream(out), EscapingStream(err)
     try:

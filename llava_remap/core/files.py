@@ -1,6 +1,6 @@
-"""Files: whether one is there, whose it is, and how one is written whole or not at all.
+"""Checks whether a file exists and who may write it, and writes files completely or not at all.
 
-A name that is there and can't be read as a file is an error, never an absent file.
+A path that exists and can't be read as a file is an error, never an absent file.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-#: The system's errors for a name that nothing has, or that nothing can have.
+#: The system's errors for a path that doesn't exist, or can't exist.
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
 def is_regular_file(path: Path) -> bool:
-    """Whether a readable regular file is at `path`, links followed; False only if nothing has this
-    name.
+    """Whether a readable regular file is at `path`, after following links. False only if the path
+    doesn't exist.
 
     Raises:
-        OSError: for a link to nowhere or in a circle, for anything else than a file, and for a file
-            that mustn't be read; `filename` and `strerror` say it in words.
+        OSError: for a broken or circular link, for anything but a file, and for a file without read
+            permission. Its `strerror` describes the case.
     """
     try:
         kind = stat.S_IFMT(path.stat().st_mode)
@@ -47,7 +47,7 @@ def is_regular_file(path: Path) -> bool:
     except OSError as error:
         if error.errno not in _ABSENT:
             raise
-        if not os.path.islink(path):  # noqa: PTH114 - that of `Path` fails on a name that is too long
+        if not os.path.islink(path):  # noqa: PTH114 - `Path.is_symlink` fails on too long a name
             return False
         raise OSError(
             error.errno, f"it is a link to {path.readlink()}, where nothing is", str(path)
@@ -109,7 +109,7 @@ def sync_folder(folder: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # Some network file systems answer so for a folder.
+        # Some network file systems give these errors for a folder.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
     finally:
@@ -124,10 +124,10 @@ def unique_partial(path: Path) -> Path:
 def replace_file(
     path: Path, data: bytes, fix: str = "", check: Callable[[Path], None] = lambda partial: None
 ) -> None:
-    """Write a file, replacing an existing one only once the new content is complete on disk.
+    """Write a file. An existing file is replaced only once the new content is complete on disk.
 
     Args:
-        fix: what to do where the file can't be written.
+        fix: the problem's fix if the file can't be written.
         check: called with the path of the complete new file before it replaces the old one. An
             exception keeps the old file.
 

@@ -1,4 +1,4 @@
-"""Libraries that don't work here. They are reported before a config or a file is blamed."""
+"""Finds libraries that don't work, before a config or a file is blamed."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from llava_remap.core.limits import (
 )
 from llava_remap.core.problem import EndedBySignal, RemapError, refuse
 
-#: The modules that questions to libraries need. The last one imports most of transformers, and
-#: fails if transformers can't be used.
+#: The modules to import before libraries are asked. The last one imports most of transformers, so
+#: it fails if transformers can't be used.
 _ASKED = (
     "jinja2",
     "PIL.Image",
@@ -37,7 +37,7 @@ _ASKED = (
     "transformers",
     "transformers.models.llava.modeling_llava",
 )
-#: The package of a module with another name.
+#: Modules whose package has another name.
 _PACKAGES = {"PIL": "pillow", "yaml": "PyYAML"}
 #: Bytes of address space and of data that the imports take; a build for GPUs takes more.
 _MAPPED, _DATA = 800 << 20, 340 << 20
@@ -72,7 +72,7 @@ def import_asked(modules: Collection[str] = _ASKED) -> None:
 
 
 def check_libraries() -> None:
-    """LR510 if a library fails in a trivial task: then no file is to blame for its errors."""
+    """LR510 if a library fails in a trivial task. Its other errors are then no file's fault."""
     for module, task in _TASKS.items():
         try:
             task()
@@ -150,13 +150,13 @@ _TASKS: Mapping[str, Callable[[], None]] = {
 
 
 def _refuse_without_folder() -> None:
-    """LR510 in a folder that was deleted: there oneMKL, a part of torch, ends the process."""
+    """LR510 if the current folder was deleted: oneMKL, a part of torch, would end the process."""
     try:
         os.getcwd()  # noqa: PTH109 - the system itself is asked
     except OSError as error:
         raise refuse(
             "LR510",
-            f"torch can't be imported where the current folder can't be told: {error.strerror}.",
+            f"torch can't be imported while the current folder is unknown: {error.strerror}.",
             "It was deleted: go to another one (`cd`), and give the same command.",
         ) from None
 
@@ -174,12 +174,11 @@ def _refuse_without_room() -> None:
 
 
 def imported(error: BaseException) -> str | None:
-    """The library whose import failed, as a package can be installed; None if the error arose
-    elsewhere.
+    """The top-level module of the library whose import failed; None if the error arose elsewhere.
 
-    The library is the one that lacks a name; or, for an error of another kind and for a module
-    that no installed package is known to have, the innermost one whose module was being run.
-    This package and Python's own are none.
+    This is the library that lacks a name. For an error of another kind, and for a name that belongs
+    to no known package, it is the innermost library whose module was being run. It is never this
+    package or a part of Python.
     """
     lacking = ""
     if isinstance(error, ImportError) and error.name:
@@ -197,8 +196,8 @@ def imported(error: BaseException) -> str | None:
 
 
 def _is_known(library: str) -> bool:
-    """Whether a module belongs to an installed package, or has the name of one that an installed
-    package requires. A package with the name of any other module may be a stranger's.
+    """Whether a module belongs to an installed package, or has the name of a package that an
+    installed one requires. A package with any other name may be a stranger's.
     """
     if library in packages_distributions() or library in _PACKAGES:
         return True
@@ -208,8 +207,8 @@ def _is_known(library: str) -> bool:
 
 
 def raised_in(error: BaseException) -> tuple[str, str] | None:
-    """The library whose code raised an error, as its package with version, and the command that
-    installs it anew; None for an error of this package's own code.
+    """The library whose code raised an error: its package with version, and the command that
+    installs it anew. None for an error of this package's own code.
     """
     frames = [frame for frame, _ in walk_tb(error.__traceback__)]
     ours = [i for i, frame in enumerate(frames) if _library(frame) == "llava_remap"]
@@ -250,8 +249,8 @@ def broken(module: str, error: BaseException, how: str = "can't be imported") ->
     """LR510 for a library that doesn't work, with its own message.
 
     Args:
-        module: the module that was to be imported or used; `error` may know better.
-        error: the error that this raised.
+        module: the module to import or use. `error` may show that another one failed.
+        error: the error that was raised.
         how: the failure in words.
     """
     module = imported(error) or module

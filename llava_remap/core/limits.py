@@ -1,4 +1,4 @@
-"""Limits of the system: the memory of the machine, of control groups and by `ulimit`; open files,
+"""Limits of the system: memory (of the machine, of control groups, of `ulimit`), open files,
 threads, temporary files.
 """
 
@@ -17,14 +17,14 @@ from llava_remap.core.problem import RemapError, refuse
 
 #: The limit of a process's address space.
 ADDRESSES = "ulimit -v"
-#: Bytes that are mapped and not occupied: threads' stacks, their allocators' arenas, buffers of
-#: linear algebra.
+#: Bytes that a process maps without occupying them: threads' stacks, allocators' arenas, buffers
+#: of linear algebra.
 _BESIDE = 256 << 20
-#: What the system, and the loader of shared libraries, say where an allocation failed.
+#: Messages for a failed allocation, from the system and from the loader of shared libraries.
 _NO_MEMORY = (os.strerror(errno.ENOMEM), "failed to map segment from shared object")
-#: Errors that only writing gives.
+#: Errors that only occur in writing.
 UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
-#: Threads beside one for each core: those of libraries, and ours that read and write.
+#: Threads in addition to one for each core: threads of libraries, and our own readers and writers.
 _MORE_THREADS = 4
 #: A limit on processes that no job comes near.
 _MANY_PROCESSES = 1024
@@ -50,7 +50,7 @@ def limit_reached(error: BaseException) -> RemapError | None:
 
 
 def no_more_memory() -> RemapError:
-    """LR501 for an allocation that failed."""
+    """LR501: an allocation failed."""
     if not (by_process := list(process_limits())):
         return refuse(
             "LR501",
@@ -66,7 +66,7 @@ def no_more_memory() -> RemapError:
 
 
 def no_more_processes() -> RemapError:
-    """LR511 if no thread or process can be started; the system counts both together."""
+    """LR511: no thread or process can be started. The system counts both together."""
     return refuse(
         "LR511",
         "this process can start no more threads or processes.",
@@ -78,7 +78,7 @@ def refuse_without_threads() -> None:
     """LR511 if the threads of libraries for linear algebra can't be started: some of these
     libraries would end the process.
 
-    This is tried only if a limit is low, as the threads leave parts of the address space mapped.
+    Threads are tried only if a limit is low, since they leave parts of the address space mapped.
     """
     if all(left >= _MANY_PROCESSES for left in _process_limits()):
         return
@@ -98,7 +98,7 @@ def refuse_without_threads() -> None:
 
 
 def _process_limits() -> Iterator[int]:
-    """The limits on the number of processes and threads that are set."""
+    """How many processes and threads are allowed, by each limit that is set."""
     soft = resource.getrlimit(resource.RLIMIT_NPROC)[0]
     if soft != resource.RLIM_INFINITY:
         yield soft

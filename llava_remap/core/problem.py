@@ -1,8 +1,8 @@
-"""Everything that can go wrong, as one family.
+"""Problems, and the errors that carry them.
 
-A `Problem` is one finding: a stable code, one line of cause with the facts, one line of what to do.
-A `RemapError` carries all problems that were found together; it is raised once.
-The codes are in `codes`, and explained in docs/reference/messages.md.
+A `Problem` is one finding: a stable code, a line with the cause, and a line with the fix. A
+`RemapError` carries all problems that were found together; it is raised once. The codes are in
+`codes`, and explained in docs/reference/messages.md.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One finding: a problem or a note, as its collector decides.
+    """One finding. Whoever collects it decides whether it is a problem or a note.
 
     Attributes:
         code: a key of `CODES`.
         cause: one line with the facts (file, rule, both values), without place and names.
         fix: what to do; one line, and a line for each command if there are several.
-        names: every tensor name concerned, unfolded and complete.
-        table: each name with a fact of its own, for problems that need it.
+        names: the complete names of all tensors concerned.
+        table: pairs of a name and its own fact, for problems that need them.
         place: the problem's place in a rule file, if it has one.
         side: whether `names` and `table` name tensors of a source or of the target.
         lacks: as a note, whether the output lacks something that users may expect of it. Such a
@@ -55,7 +55,7 @@ class Problem:
     lacks: bool = False
 
     def __post_init__(self) -> None:
-        # What a cause quotes may be anybody's text, of several lines.
+        # A cause may quote text from outside that has several lines.
         object.__setattr__(self, "cause", r"\n".join(self.cause.splitlines()))
 
     @property
@@ -77,8 +77,8 @@ class Problem:
         return f"{self.title}: {self.placed_cause}" + (f" {self.fix}" if self.fix else "")
 
     def to_json(self) -> dict[str, Any]:
-        """The problem in every JSON document: each fact in a field of its own, and `message` for
-        people. `place` is null without a place, and `details` is there only with a table.
+        """The problem as JSON: each fact in a field of its own, and `message` for people. `place`
+        may be null, and `details` is present only with a table.
         """
         place = self.place
         details = {"details": dict(self.table)} if self.table else {}
@@ -95,7 +95,7 @@ class Problem:
 
 
 class EndedBySignal(SystemExit):
-    """The process was asked to end; no library is to blame, wherever the signal came."""
+    """A signal asked the process to end. No library is to blame, whichever code it interrupted."""
 
 
 class RemapError(Exception):
@@ -124,9 +124,7 @@ class RemapError(Exception):
 
     @property
     def exit(self) -> Exit:
-        """The gravest exit code: files that can't be read or written outweigh names without a
-        rule.
-        """
+        """The highest exit code: unreadable or unwritable files outweigh names without a rule."""
         return max(problem.exit for problem in self.problems)
 
 

@@ -1,4 +1,4 @@
-"""Waiting for other threads that Ctrl-C interrupts at once."""
+"""Waits for other threads such that Ctrl-C interrupts the wait at once."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _LOOKS_UP = 0.1
 def finished(futures: Iterable[Future[Value]]) -> Iterator[Future[Value]]:
     """The futures in the order in which they finish.
 
-    A signal interrupts only the thread that it is delivered to, which may be a new one. But only
-    the main thread acts on it, and would sleep on. So it wakes up now and then.
+    A signal interrupts only the thread that it is delivered to, which may be another thread. Only
+    the main thread acts on signals, so it wakes up regularly instead of sleeping on.
     """
     left = set(futures)
     while left:

@@ -1,5 +1,5 @@
-"""The wording of counts, sizes and names in messages, and folded names: many tensor names in few
-lines, as a person would write them.
+"""Words for counts, sizes and names in messages. Folding writes many tensor names in few lines, as
+a person would.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from llava_remap.core.escaped import printable
 
-#: A number as a program writes it: `01` is another name than `1`.
+#: A number without leading zeros: `01` is another name than `1`.
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
 
 
@@ -23,7 +23,7 @@ def counted(number: int, what: str) -> str:
 
 
 def size(nbytes: int) -> str:
-    """Bytes in a suitable unit (powers of 1000, as disks are sold)."""
+    """Bytes in a suitable unit, by powers of 1000."""
     amount, unit = float(nbytes), "B"
     for larger in ("kB", "MB", "GB", "TB"):
         if amount < 999.5:
@@ -44,8 +44,8 @@ def amounts(part: int, whole: int) -> str:
 
 
 def quoted(text: str) -> str:
-    """`text` in backticks, with control characters escaped and cut to 120 characters, as a file may
-    hold any text.
+    """`text` in backticks, with control characters escaped and cut to 120 characters, since text
+    from a file may be anything.
 
     >>> quoted("a\\nb")
     '`a\\\\nb`'
@@ -65,8 +65,8 @@ def fold_names(names: Iterable[str]) -> list[str]:
     """Join names that differ only in whole-number segments, one segment at a time, in order of
     first appearance.
 
-    Numbers that don't follow each other are listed as runs: `layers.{0..3,7}`. Numbers inside a
-    word (`fc1`) are never folded.
+    Numbers with gaps are listed as runs: `layers.{0..3,7}`. Numbers inside a word (`fc1`) are never
+    folded.
 
     >>> fold_names(["layers.0.up", "layers.1.up", "layers.2.up", "norm"])
     ['layers.{0..2}.up', 'norm']
@@ -75,7 +75,7 @@ def fold_names(names: Iterable[str]) -> list[str]:
 
 
 def fold_groups(names: Iterable[str]) -> dict[str, list[str]]:
-    """As `fold_names`: each line with the names that it stands for."""
+    """Like `fold_names`: each line → the names that it stands for."""
     folded: dict[tuple[str, ...], list[str]] = {tuple(name.split(".")): [name] for name in names}
     for at in range(max(map(len, folded), default=0)):
         groups: dict[tuple[str | None, ...], dict[tuple[str, ...], list[str]]] = {}

@@ -1,5 +1,5 @@
-"""Rule file to a compiled program; the program takes names to new names, and back. Pure: no
-files, no tensors.
+"""Compiles a rule file into a program that translates names to new names, and back. Pure: no files,
+no tensors.
 """
 
 from llava_remap.rewrite.compiled import CompiledOperation, CompiledRule

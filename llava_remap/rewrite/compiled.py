@@ -1,4 +1,4 @@
-"""Compiled rules, one by one and in order."""
+"""Compiled rules, and searches for the first rule that takes a name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from llava_remap.rulefile import (
     TimeSpent,
 )
 
-#: Rules that are asked one by one.
+#: The most rules to try one by one.
 _MOST_ASKED = 8
 
 
@@ -58,7 +58,7 @@ class CompiledRule:
             raise self._runaway(error) from None
 
     def lead_back(self, target: str) -> str | None:
-        """The name from which the rule makes `target`; None where it doesn't lead back.
+        """The name from which the rule makes `target`; None if the rule has no way back for it.
 
         Raises:
             RemapError: LR206 if a regex hit its time limit.
@@ -85,7 +85,7 @@ class CompiledOperation:
     Attributes:
         label: `tensors/ID`.
         operation: what it does.
-        mark, when, optional: as of a rule.
+        mark, when, optional: as in `CompiledRule`.
     """
 
     label: str
@@ -112,8 +112,8 @@ class OperationIndex:
         self._index = Index([segments for _, segments in self._entries])
 
     def first(self, name: str, without: str = "") -> tuple[CompiledOperation, Taken] | None:
-        """The first operation that takes a name, except the one with the label `without`, and what
-        it takes it for.
+        """The first operation that takes a name, and the name's role in it. The operation with the
+        label `without` is left out.
         """
         asked = dict.fromkeys(self._entries[at][0] for at in self._index.asked(name))
         for number in asked:
@@ -124,8 +124,8 @@ class OperationIndex:
 
 
 class Index:
-    """Patterns by the rarest of the segments that every matching name has, so that few patterns
-    are asked for a name, however many there are.
+    """An index of patterns, so that few of them have to be tried on a name. Every matching name has
+    certain segments; each pattern is filed under the rarest of these.
     """
 
     def __init__(self, segments: Sequence[frozenset[str]]) -> None:
@@ -135,7 +135,7 @@ class Index:
         for number, of_one in enumerate(segments):
             rarest = min(of_one, key=lambda segment: (counts[segment], segment), default=None)
             (self._always if rarest is None else self._having[rarest]).append(number)
-        # By the segments of a name that count: there are few such sets, and many names.
+        # By a name's segments in `_having`: many names share one such set.
         self._asked: dict[frozenset[str], list[int]] = {}
 
     def asked(self, name: str) -> list[int]:
@@ -150,8 +150,8 @@ class Index:
 class RuleSequence:
     """Rules in order, to find the first that matches.
 
-    Where many rules may match, one regex asks them at once and finds the first. If few rules take
-    a name, this is several times faster than asking them one by one.
+    If many rules may match, one regex tries them all at once and finds the first candidate. This is
+    several times faster than trying them one by one, if few rules take a name.
     """
 
     def __init__(self, rules: tuple[CompiledRule, ...]) -> None:
@@ -169,7 +169,7 @@ class RuleSequence:
         """The first rule from `start` on that matches, except the rule with the label `without`.
 
         Returns:
-            The number of the next rule, the rule, and what it makes of the name.
+            The number of the next rule, the rule, and the new name.
         """
         asked = self._index.asked(name)
         if start == 0 and len(asked) > _MOST_ASKED:

@@ -1,10 +1,10 @@
-"""Rule file to a compiled program; the program takes names to new names, and back. Pure: no files,
+"""Compiles a rule file into a program that translates names to new names, and back. Pure: no files,
 no tensors.
 
-A name goes through every rule of `prepare` in turn (wrappers off, buffers dropped), each at most
-once, and then to the first rule of `names` that matches. The first operation of `tensors` that
-matches takes the tensor under that name. Only a name that a rule of `names` or `tensors` matched
-counts as mapped.
+A name goes through every rule of `prepare` in turn, each at most once, which removes wrappers and
+drops buffers. Then the first rule of `names` that matches renames it. The first operation of
+`tensors` that matches takes the tensor under that name. A name that no rule of `names` or `tensors`
+matches is unmapped.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from llava_remap.rulefile import (
     TimeSpent,
 )
 
-#: Characters of a config's value in a message.
+#: The most characters of a config's value in a message.
 _LONGEST = 200
 
 
@@ -44,26 +44,26 @@ class Step(NamedTuple):
 
 
 class Operated(NamedTuple):
-    """The operation that takes a tensor, and what it takes the tensor for."""
+    """The operation that takes a tensor, and the tensor's role in it."""
 
     rule: CompiledOperation
     taken: Taken
 
     @property
     def makes(self) -> list[str]:
-        """The new names in words: of a list, with the field that numbers it."""
+        """The new names for messages. The name of a list keeps the field that numbers it."""
         return self.rule.operation.described(self.taken.fields)
 
 
 class Rewrite(NamedTuple):
-    """What became of a name.
+    """The result of rewriting a name.
 
     Attributes:
-        source: the name that went in.
-        target: the name that came out, or None if it was dropped or no rule of `names` or `tensors`
-            matched it. Of a tensor that an operation takes, the name by which it is taken.
+        source: the old name.
+        target: the new name; None if the tensor is dropped or no rule of `names` or `tensors`
+            matches. If an operation takes the tensor, the name that the operation matched.
         reason: why it was dropped, or None.
-        prepared: the name after `prepare`; for a dropped one, as it stood before the drop.
+        prepared: the name after `prepare`; for a dropped tensor, the name just before the drop.
         trace: the rules that matched, in order.
         operated: the operation of `tensors` that takes the tensor; None without one.
     """
@@ -80,8 +80,8 @@ class Rewrite(NamedTuple):
         return tuple(step.rule for step in self.trace)
 
     def renamed(self, names: Mapping[str, str]) -> Rewrite:
-        """The same, with the target's name exchanged where `names` has another for it. Names that
-        operations take aren't those of parameters.
+        """The same result, with the target replaced as `names` says. If an operation takes the
+        tensor, nothing changes, since `target` is then no parameter's name.
         """
         if self.operated is not None:
             return self
@@ -93,9 +93,9 @@ class Program:
     """Compiled rules, in order.
 
     Attributes:
-        tensors: operations, by the names that `names` makes.
-        layouts: rules of layouts. Those of one of them stand behind `names` in the program for a
-            checkpoint (`given`).
+        tensors: operations, which match the names that `names` makes.
+        layouts: the rules of each layout. In the program for a checkpoint (`given`), the rules of
+            one layout stand behind `names`.
     """
 
     prepare: tuple[CompiledRule, ...]
@@ -142,10 +142,10 @@ class Program:
         return None if operated is None else Operated(*operated)
 
     def inverse(self, target: str) -> str | None:
-        """The one name, after `prepare`, that `names` takes to `target`; None where none or several
-        do.
+        """The only name, after `prepare`, that `names` takes to `target`; None if there is none, or
+        more than one.
 
-        The name is checked: `rewrite` takes it to `target`.
+        The result is checked: `rewrite` takes it to `target`.
 
         Raises:
             RemapError: LR206 if a regex of the rule file hit its time limit on the way.
@@ -184,11 +184,11 @@ class Program:
         ]
 
     def leading_back(self, target: str) -> list[CompiledRule]:
-        """The rules of `names` whose way back may take a target, in their order."""
+        """The rules of `names` whose way back may match a target, in their order."""
         return [self.names[number] for number in self._backs.asked(target)]
 
     def asked(self, name: str) -> list[CompiledRule]:
-        """Every rule that may take a name when it is asked alone."""
+        """Every rule that may take a name if no rule before it does."""
         return [*self._prepare.asked(name), *self._names.asked(name)]
 
     def without(self, label: str) -> Program:
@@ -196,7 +196,7 @@ class Program:
         return self._only(lambda rule: rule.label != label)
 
     def given(self, names: Collection[str], config: Mapping[str, Any] | None) -> Program:
-        """The program for a checkpoint, with one layout and without the rules whose `when` doesn't
+        """The program for one checkpoint: with one layout, and without rules whose `when` doesn't
         hold.
         """
         conditions = [rule.when for rule in self.rules] + [rule.when for rule in self.tensors]
@@ -216,7 +216,7 @@ class Program:
         return replace(self, tensors=())
 
     def assuming(self, condition: Condition | None) -> Program:
-        """The program without the rules that have another `when`."""
+        """The program without rules whose `when` differs from `condition`."""
         return self._only(lambda rule: rule.when is None or rule.when == condition)
 
     def _only(self, wanted: Callable[[CompiledRule | CompiledOperation], bool]) -> Program:
@@ -229,7 +229,7 @@ class Program:
 
     @property
     def rules(self) -> tuple[CompiledRule, ...]:
-        """Those of `prepare` and of `names`, in order."""
+        """The rules of `prepare` and of `names`, in order."""
         return (*self.prepare, *self.names)
 
     @property
@@ -257,20 +257,16 @@ class Program:
 def compile_rules(
     rules: RuleFile, names: Collection[str] = (), config: Mapping[str, Any] | None = None
 ) -> Program:
-    """Compile the rules of a validated rule file for a checkpoint; patterns were checked when it
-    was loaded.
+    """Compile the rules of a validated rule file for a checkpoint. Loading checked all patterns.
 
     Args:
-        names, config: the names and the config of the first source, which a rule's `when` may ask
-            for.
+        names, config: the first source's names and config, for the rules' `when`.
     """
     return compile_all(rules).given(names, config)
 
 
 def compile_all(rules: RuleFile) -> Program:
-    """Compile every rule of a rule file, whether its `when` holds or not, to look at the rules
-    themselves.
-    """
+    """Compile every rule of a rule file, whatever its `when`, to check the rules themselves."""
     text, spent = rules.text, TimeSpent()
     return Program(
         tuple(_compile(f"prepare/{rule.id}", rule, rules, spent) for rule in text.prepare),
@@ -306,7 +302,7 @@ def _holds(
 
 
 def _taken(rules: tuple[CompiledRule, ...], names: Collection[str]) -> int:
-    """How many of the names some rule takes."""
+    """The number of names that one of the rules takes."""
     sequence = RuleSequence(rules)
     return sum(sequence.first(name, 0) is not None for name in names)
 
@@ -319,15 +315,15 @@ def contradictions(
     where: str = "",
     whose: str = "its config",
 ) -> list[str]:
-    """Why a condition of a rule file (`detect`, or the `when` of a rule) doesn't hold for a
-    checkpoint; empty where it holds.
+    """Why a condition of a rule file (`detect`, or a rule's `when`) doesn't hold for a checkpoint;
+    empty if it holds.
 
     Args:
-        names: of the first source: after `prepare`, or, for the `when` of a rule of `prepare`, as
-            they are stored.
-        config: the source's config; None where it has none.
-        where: at which step the names are these, for the words.
-        whose: what the words call the config.
+        names: the first source's names: as stored for the `when` of a rule of `prepare`, otherwise
+            after `prepare`.
+        config: the source's config; None if it has none.
+        where: the step at which the checkpoint has these names, in words.
+        whose: the words for the config.
     """
     it = f"{where} it" if where else "it"
     reasons = [f"{it} has no `{t}`" for t in condition.present if not _matches(t, names)]
@@ -348,13 +344,13 @@ def contradictions(
 
 
 def _value(config: Mapping[str, Any] | None, key: str) -> Any:
-    """The value of a config under a key; of a list its first item."""
+    """The value of a config under a key; the first item if it is a list."""
     value = (config or {}).get(key)
     return (value[0] if value else None) if isinstance(value, list) else value
 
 
 def _is_one_of(value: Any, others: Sequence[Any]) -> bool:
-    """Whether a value is there with its type: 1 is neither True nor 1.0."""
+    """Whether a value is among others of the same type: 1 is neither True nor 1.0."""
     return any(value == other and type(value) is type(other) for other in others)
 
 

@@ -1,5 +1,5 @@
-"""Rules from names and shapes alone. Pure: shapes come in as mappings, rules go out; nothing is
-read or printed.
+"""Infers rules from names and shapes alone. Pure: shapes come in as mappings, rules go out, and
+nothing is read or printed.
 """
 
 from llava_remap.rewrite.infer.engine import Inference, infer, suggest_operations, suggest_rules

@@ -1,4 +1,4 @@
-"""The order of an inference: groups, their partners, rules."""
+"""The steps of an inference: form groups, match them, make rules."""
 
 from __future__ import annotations
 
@@ -11,22 +11,21 @@ from llava_remap.rewrite.infer.joins import FoundOperation, find_operations, ope
 from llava_remap.rewrite.infer.match import Match, Matching, match
 from llava_remap.rewrite.infer.rules import DROPPED, InferredRule, make_rules, rule_line
 
-#: The most pairs of groups that are compared for a suggestion: that takes a second or two.
+#: The most pairs of groups to compare for a suggestion, which takes a second or two.
 _MOST_PAIRS = 40_000
 
 
 @dataclass(frozen=True, slots=True)
 class Inference(Matching):
-    """What was matched, and the rules for it.
+    """The matched groups, and the rules for them.
 
     Attributes:
         unplaced: source groups that fit nothing in the target and aren't dropped; no rule takes
             them.
         rules: in their order; the first that matches a name counts.
-        dropped: source groups that nothing in the target takes, while it misses nothing.
-        inside: those of the unplaced that lie in the source's own module for `whole`; they are
-            never dropped.
-        operations: those that make parameters of several tensors, or several of one.
+        dropped: source groups that fit nothing in the target, although it is complete.
+        inside: unplaced groups in the source's module for `whole`; they are never dropped.
+        operations: tensor operations that make several parameters of one tensor, or one of several.
     """
 
     rules: tuple[InferredRule, ...]
@@ -46,14 +45,14 @@ class Inference(Matching):
         return operation_lines(self.operations, others, moved=True)
 
     def unsure(self, rule: InferredRule) -> str:
-        """Why a person should look at a rule; empty for a rule that is sure."""
+        """Why a person should check a rule; empty if the rule is sure."""
         if rule.to is None:
             return DROPPED
         alone = any(pair.how == "by shape alone" for pair in self._behind(rule))
         return "by shape alone, no name told so" if alone else ""
 
     def names_of(self, rule: InferredRule) -> list[tuple[str, str | None]]:
-        """The names that a rule was made for, each with what it becomes (None: dropped)."""
+        """The names that a rule was made for, each with its new name (None: dropped)."""
         patterns = set(rule.patterns)
         dropped = (group for group in self.dropped if _patterns(group) & patterns)
         return [
@@ -86,11 +85,11 @@ def infer(
         target: name → shape.
         tied: target names that need no source.
         answers: source pattern → target pattern, from a person.
-        drop: whether groups that nothing in the target takes are dropped, if the target misses
-            nothing. Only a person knows whether a model computes with them: without the tiles'
-            `image_newline`, for example, LLaVA-1.6 is as complete as 1.5.
-        whole: a module of the target. Groups in the source's module for it are never dropped, since
-            the model computes with them.
+        drop: whether to drop groups that fit nothing in the target, if the target is complete
+            without them. Only a person knows whether a model computes with them: LLaVA-1.6, for
+            example, is complete without the tiles' `image_newline`.
+        whole: a module of the target. Groups in the corresponding source module are never dropped,
+            since the model computes with them.
     """
     found, operations = with_operations(match(source, target, tied, answers))
     inside = _inside(found, whole)
@@ -145,7 +144,7 @@ def _shapes(groups: Collection[Group]) -> dict[str, Shape]:
 
 
 def _inside(found: Matching, module: str) -> tuple[Group, ...]:
-    """The unplaced groups in modules of the source that go into this module of the target only."""
+    """The unplaced groups in source modules that become parts of this target module only."""
     taken = [pair.source.pattern for pair in found.matches if pair.target.pattern[0] == module]
     lists = {
         pattern[:at]
@@ -184,12 +183,12 @@ def suggest_operations(
 def suggest_rules(
     unmapped: Mapping[str, Shape], missing: Mapping[str, Shape], untouched: Collection[str] = ()
 ) -> tuple[str, ...]:
-    """Lines to paste in front of `names` that map names without a rule to parameters without a
-    source; empty where nothing is sure.
+    """Lines to paste in front of `names`. They map names without a rule to parameters without a
+    source. Empty if nothing is sure.
 
     Args:
         unmapped, missing: name → shape; source names as `prepare` leaves them.
-        untouched: source names that rules take already.
+        untouched: source names that other rules take; the lines must not take them.
     """
     if not unmapped or not missing or len(fold(unmapped)) * len(fold(missing)) > _MOST_PAIRS:
         return ()
@@ -206,8 +205,8 @@ def _rules(
     unplaced: Collection[Group],
     untouched: Collection[Group] = (),
 ) -> list[InferredRule]:
-    """The rules for all matched and dropped groups. They take no name of the other groups, nor of
-    those that are untouched.
+    """The rules for all matched and dropped groups. They take no name of any other group, nor of
+    the untouched groups.
     """
     pairs: list[tuple[Group, Group | None]] = [(pair.source, pair.target) for pair in found.matches]
     pairs += [(group, None) for group in dropped]
@@ -232,8 +231,8 @@ def _rules(
 
 
 def _mixed(groups: Collection[Group]) -> set[Segments]:
-    """Modules with a layer's number below them in one group and a plain number in another, so that
-    their names overlap.
+    """Modules below which one group has a layer's number and another group a plain number. The
+    names of such groups overlap.
     """
     lists = {parent for group in groups for parent in _lists(group)}
     plain = {

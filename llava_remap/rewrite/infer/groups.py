@@ -1,7 +1,7 @@
-"""Groups names that differ only in the number of a layer, and finds the groups that are most alike.
+"""Groups names that differ only in a layer's number, and finds the groups that are most alike.
 
-A number is that of a layer where the numbers beside it run from 0 without a gap;
-`mm_projector.{0,2}` are two modules.
+Numbers are layers' numbers if those below one module run from 0 without a gap: `mm_projector.{0,2}`
+are two different modules.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from llava_remap.core.wording import fold_names
 
 Shape = tuple[int, ...]
 Segments = tuple[str, ...]
-#: What stands for a layer's number in a pattern. It has a dot, so it is no segment of any name.
+#: The placeholder for a layer's number in a pattern. Its dot distinguishes it from any segment.
 INDEX = "#."
 
-#: Names shown for one that has no counterpart.
+#: The most similar names to show for a name without a counterpart.
 LIMIT = 3
-#: Groups of names that are compared, on each side. Where more are left over, it is the wrong rule
-#: file, and nobody reads what each is like.
+#: The most groups to compare on each side. With more of them, the rule file is the wrong one, and
+#: nobody reads similar names.
 _MOST_GROUPS = 300
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
 _NUMBERED = re.compile(r"(.*?)_?([0-9]+)")
@@ -47,8 +47,8 @@ class Group:
     """Names that differ in layer numbers alone.
 
     Attributes:
-        pattern: the segments of the names, INDEX where a layer's number stands.
-        members: for each set of layer numbers (empty without INDEX) the shape.
+        pattern: the segments of the names, with INDEX for each layer's number.
+        members: layer numbers (empty without INDEX) → shape.
     """
 
     pattern: Segments
@@ -61,7 +61,7 @@ class Group:
 
     @property
     def shape(self) -> Shape:
-        """The shape of the first; in a layer list those of all, as a rule."""
+        """The shape of the first member. Usually all layers have the same."""
         return self.members[min(self.members)]
 
     @property
@@ -71,13 +71,13 @@ class Group:
 
 
 def fill(pattern: Iterable[str], numbers: Iterable[object]) -> str:
-    """The name of one member, or whatever else stands for the layer numbers."""
+    """The pattern's text with each INDEX replaced: a member's name if by layer numbers."""
     left = iter(numbers)
     return ".".join(str(next(left)) if segment == INDEX else segment for segment in pattern)
 
 
 def fold(shapes: Mapping[str, Shape]) -> list[Group]:
-    """The groups of all names, in an order that doesn't depend on that of the names."""
+    """The groups of all names. Their order doesn't depend on the order of the names."""
     beside: dict[Segments, set[int]] = defaultdict(set)
     split = {name: tuple(name.split(".")) for name in shapes}
     different = {segment for segments in split.values() for segment in segments}
@@ -109,10 +109,10 @@ def unfold(group: Group) -> list[Group]:
 
 
 def tokens(groups: Iterable[Group]) -> dict[Segments, frozenset[str]]:
-    """The words of every group's pattern; words that mean the same become one.
+    """The words of every group's pattern. Words that mean the same become one word.
 
-    A number counts with the numbers beside it: `norm1` of norm1, norm2 agrees with `layer_norm1` of
-    layer_norm1, layer_norm2, but the second of 0, 1 is not the first of 1, 2.
+    A number is compared together with its siblings: `norm1` of norm1, norm2 agrees with
+    `layer_norm1` of layer_norm1, layer_norm2, but the 1 of 0, 1 doesn't agree with the 1 of 1, 2.
     """
     patterns = [group.pattern for group in groups]
     beside: dict[tuple[Segments, str], set[str]] = defaultdict(set)
@@ -149,11 +149,11 @@ def ending(one: Segments, other: Segments) -> int:
 
 
 def nearest(names: Mapping[str, Shape], others: Mapping[str, Shape]) -> dict[str, tuple[str, ...]]:
-    """For each name up to three others of the same shape, the most alike first.
+    """For each name, up to three others of the same shape, the most similar first.
 
-    Names that differ only in the number of a layer are compared once, and each gets the names of
-    its own layer. Names of tensors differ in front and agree at the end, so the number of last
-    segments in common counts first, then the share of all segments.
+    Names that differ only in a layer's number are compared once, and each gets the names of its own
+    layer. Tensor names differ at the front and agree at the end, so the number of common last
+    segments counts first, then the share of common segments.
 
     Args:
         names, others: name → shape.
@@ -185,5 +185,5 @@ def nearest(names: Mapping[str, Shape], others: Mapping[str, Shape]) -> dict[str
 
 
 def _distance(one: Segments, other: Segments) -> tuple[int, float]:
-    """Less for names that are more alike; (0, 0) for those with nothing in common."""
+    """Smaller for names that are more alike; (0, 0) for names with nothing in common."""
     return -ending(one, other), -len(set(one) & set(other)) / len(set(one) | set(other))

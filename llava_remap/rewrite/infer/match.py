@@ -1,5 +1,5 @@
-"""Finds the target group of each source group: by shape and layer numbers, by name, by where other
-parts of its module went. Never by order.
+"""Finds the target group of each source group: by shape and layer numbers, by name, and by the
+targets of other groups in its module. Never by order.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ HOWS: tuple[How, ...] = (
     "by shape alone",
 )
 
-#: The most pairs of fitting groups that are compared. Names don't tell more groups apart.
+#: The most pairs of fitting groups to compare. With more of them, names don't decide.
 MOST_PAIRS = 250_000
 #: The most candidates of a question.
 MOST_CANDIDATES = 12
-#: The most additional rows of a target's vocabulary: converters pad it to a multiple of 64,
-#: trainers to a multiple of 512 at most.
+#: The most rows that a target's vocabulary may have more: converters pad it to a multiple of 64,
+#: trainers to a multiple of at most 512.
 MOST_NEW_ROWS = 512
 
 
-#: What two groups have in common that may fit each other; None for a group that fits none.
+#: Two groups may fit each other if they have the same key. None: the group fits no other.
 Key = Callable[[Group], Hashable]
 
 
@@ -65,8 +65,8 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A source group that could become any of several target groups, or one with which it has only
-    the shape in common.
+    """A source group that could become one of several target groups, or one target group with which
+    it shares only the shape.
 
     Attributes:
         candidates: the first `MOST_CANDIDATES` of these target groups.
@@ -78,13 +78,13 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Matching:
-    """The outcome for all groups.
+    """The result for all groups.
 
     Attributes:
         matches: source groups with the target groups that they become.
         questions: source groups that could become several target groups; no rule takes them.
-        unplaced: source groups that fit nothing that is left of the target.
-        missing: target groups that no source group became, and that have to be there.
+        unplaced: source groups that fit no unmatched target group.
+        missing: necessary target groups that no source group becomes.
     """
 
     matches: tuple[Match, ...]
@@ -105,8 +105,7 @@ def match(
     Args:
         source, target: name → shape.
         tied: target names that need no source.
-        answers: source pattern → target pattern, as told by a person; of groups, or of single
-            names.
+        answers: source pattern → target pattern, from a person; for groups or single names.
     """
     state = _State(_by_pattern(fold(source)), _by_pattern(fold(target)), most_pairs)
     for one, other in (answers or {}).items():
@@ -146,20 +145,20 @@ def _by_key(groups: Iterable[Group], key: Key) -> dict[Hashable, list[Group]]:
 
 
 def _members(group: Group) -> Hashable:
-    """The same for two groups with equal members."""
+    """A key that groups with equal members share."""
     return frozenset(group.members.items())
 
 
 def _columns(group: Group) -> Hashable:
-    """The same for two tables of which one may be the other with more rows; None for no table."""
+    """A key that tables with the same columns share; None for anything but a table."""
     return group.shape[1:] if [*group.members] == [()] and len(group.shape) == 2 else None
 
 
 def grows(one: Shape, other: Shape) -> bool:
-    """Whether the other is a table with somewhat more rows: a converted checkpoint's vocabulary has
-    room for new tokens.
+    """Whether `other` is the shape of the table `one` with somewhat more rows: the vocabulary of a
+    converted checkpoint has room for new tokens.
 
-    A vocabulary has more rows than columns, which tells it from a table of positions.
+    A vocabulary has more rows than columns, unlike a table of positions.
     """
     return (
         len(one) == len(other) == 2
@@ -169,14 +168,14 @@ def grows(one: Shape, other: Shape) -> bool:
 
 @dataclass(slots=True)
 class _State:
-    """What is left on both sides, by pattern, and what was found."""
+    """Unmatched groups of both sides, by pattern, and the matches found so far."""
 
     sources: dict[Segments, Group]
     targets: dict[Segments, Group]
     most_pairs: int
     matches: list[Match] = field(default_factory=list)
-    #: Pairs of modules, one of each side, of which the first had something that went into the
-    #: second.
+    #: Pairs of a source module and a target module: a group of the first was matched with a group
+    #: of the second.
     kin: set[tuple[Segments, Segments]] = field(default_factory=set)
     words: dict[Segments, frozenset[str]] = field(default_factory=dict)
     #: All segments of each side.
@@ -196,8 +195,8 @@ class _State:
         self._add([(self.sources[source], self.targets[target])], "asked")
 
     def settle_unfolded(self) -> None:
-        """What equals nothing as a list of layers may do so as single modules; what doesn't is a
-        list again.
+        """Match single members of groups that equal no other group. Groups without such matches
+        are restored.
         """
         sources, targets = self._without_equal()
         self.sources, self.targets = (
@@ -213,7 +212,7 @@ class _State:
         )
 
     def _without_equal(self) -> tuple[dict[Segments, Group], dict[Segments, Group]]:
-        """Of both sides the groups that equal none of the other."""
+        """For each side, the groups that equal no group of the other side."""
         there, wanted = (
             {_members(group) for group in side.values()} for side in (self.sources, self.targets)
         )
@@ -223,17 +222,17 @@ class _State:
         )
 
     def settle(self, key: Key, *, more_rows: bool = False) -> None:
-        """Match what can be, the surest first, until nothing more can.
+        """Match groups, the surest first, until no more can be matched.
 
         Args:
-            more_rows: whether a target has to be the source with more rows; else it has to have the
-                same key alone.
+            more_rows: whether a target must also be the source with more rows; otherwise, the same
+                key is enough.
         """
         while any(self._add(self._pairs(key, more_rows, how), how) for how in HOWS[1:]):
             pass
 
     def _pairs(self, key: Key, more_rows: bool, how: How) -> list[tuple[Group, Group]]:
-        """Pairs of groups each of which is the other's only best partner, as far as `how` tells."""
+        """Pairs of groups in which each is the only best partner of the other, judged by `how`."""
         if how == "by the same name":
             there = ((group, self.targets.get(pattern)) for pattern, group in self.sources.items())
             return [
@@ -275,14 +274,14 @@ class _State:
         )
 
     def _tells(self, source: Group, target: Group, how: How, alone: bool) -> bool:
-        """Whether that two groups are each other's best is reason enough.
+        """Whether two groups that are each other's best partners can be matched for that reason.
 
         Args:
-            alone: whether neither fits any other group.
+            alone: whether neither group fits any other group.
         """
         if self._contradict(source.pattern, target.pattern):
             return False
-        # `weight` and `bias` agree everywhere, and so do `model` and a layer's number.
+        # `weight`, `bias`, `model` and a layer's number are in almost every name.
         shared = self.words[source.pattern] & self.words[target.pattern] - {
             source.pattern[-1].lower(),
             "model",
@@ -292,20 +291,18 @@ class _State:
             return bool(shared)
         if how == "with its module":
             return self._kinship(source.pattern, target.pattern) >= -2
-        # That vectors are as long says nothing.
+        # Equal lengths of vectors prove nothing.
         return alone and len(source.shape) > 1 and source.members == target.members
 
     def _kinship(self, source: Segments, target: Segments) -> int:
-        """Minus the levels up to the nearest pair of modules that hold them and have gone
-        together before.
-        """
+        """Minus the number of levels up to the nearest parent modules that are in `kin`."""
         most = min(len(source), len(target))
         near = (up for up in range(1, most) if (source[:-up], target[:-up]) in self.kin)
         return -next(near, max(len(source), len(target)))
 
     def _contradict(self, source: Segments, target: Segments) -> bool:
-        """Whether the modules end in two words that both sides know: `q_proj` doesn't become
-        `k_proj`.
+        """Whether the names differ first, from the end, in two segments that both sides have:
+        `q_proj` doesn't become `k_proj`.
         """
         same_end = ending(source, target)
         if same_end >= 2 or same_end == min(len(source), len(target)):
@@ -325,7 +322,7 @@ class _State:
 
 
 def _with(groups: Mapping[Segments, Group], pattern: Segments) -> dict[Segments, Group]:
-    """The groups, unfolded as far as it takes for one of them to have this pattern."""
+    """The groups, with one of them unfolded if that is necessary for a group with this pattern."""
     if pattern in groups:
         return dict(groups)
     name = ".".join(pattern)
@@ -335,7 +332,7 @@ def _with(groups: Mapping[Segments, Group], pattern: Segments) -> dict[Segments,
 def _unfolded(
     groups: Mapping[Segments, Group], which: Collection[Segments]
 ) -> dict[Segments, Group]:
-    """The groups, with every member of some as a group of its own."""
+    """The groups. For the patterns in `which`, each member is a group of its own."""
     return _by_pattern(
         single
         for pattern, group in groups.items()
@@ -346,9 +343,7 @@ def _unfolded(
 def _refolded(
     left: Mapping[Segments, Group], groups: Mapping[Segments, Group], lonely: Collection[Segments]
 ) -> dict[Segments, Group]:
-    """What is left, with those groups whole again of which every member is left and fits
-    nothing.
-    """
+    """The unmatched groups. A group whose members are all in `lonely` is restored."""
     whole = [
         group
         for group in groups.values()

@@ -1,4 +1,4 @@
-"""Turns the new name of each name into few rules, as a person would write them: one rule for each
+"""Makes few rules from pairs of old and new names, as a person would write them: one rule for each
 module that moves as a whole.
 """
 
@@ -13,12 +13,12 @@ from itertools import chain, count, takewhile
 from llava_remap.rewrite.infer.groups import INDEX, Segments, fill
 from llava_remap.rulefile.yaml_write import quoted
 
-#: The reason of an inferred drop. Plans show it, so it says no more than what is known.
+#: The reason of an inferred drop. Plans show it, so it claims only what is known.
 DROPPED = "nothing in the target takes it"
 
 _FIELDS = ("n", "m", "k")
 _WILD = re.compile(r"[{}\s]")
-#: Segments that say nothing in a rule's id.
+#: Segments that are left out of a rule's id.
 _PLAIN = {"model", "weight", INDEX}
 
 
@@ -31,7 +31,7 @@ class InferredRule:
         match: the template of `from`, or a regex.
         to: the template of `to` or the replacement of the regex; None for a drop.
         is_regex: whether it is a regex, for names that no template can express.
-        patterns: the source patterns that it was made for.
+        patterns: the source patterns that the rule was made for.
     """
 
     id: str
@@ -44,10 +44,10 @@ class InferredRule:
 def make_rules(
     moves: Mapping[Segments, Segments | None], others: Collection[Segments] = ()
 ) -> list[InferredRule]:
-    """The rules that take every source pattern to its target pattern (None: a drop) and no pattern
-    of `others` anywhere.
+    """Rules that take every source pattern to its target pattern (None: a drop), and no pattern of
+    `others`.
 
-    In their order: where two match a name, the first is meant.
+    Their order matters: the first rule that matches a name counts.
     """
     wild = {
         pattern: target
@@ -68,8 +68,8 @@ _Moves = Sequence[tuple[Segments, Segments | None]]
 
 
 def _rules(depth: int, moves: _Moves, others: Collection[Segments]) -> list[InferredRule]:
-    """Rules for names that agree in their first `depth` segments. `others` are those that no
-    rule may take.
+    """Rules for names that agree in their first `depth` segments. No rule may take a name of
+    `others`.
     """
     start = moves[0][0][:depth]
     others = [other for other in others if other[:depth] == start]
@@ -85,8 +85,8 @@ def _rules(depth: int, moves: _Moves, others: Collection[Segments]) -> list[Infe
 
 
 def _moved_as_a_whole(depth: int, moves: _Moves) -> list[InferredRule] | None:
-    """One rule for the whole module, behind rules for the names that move to the same place in
-    another way or are dropped; None where the module goes to several places.
+    """One rule for the whole module, after rules for names in it that are dropped or change in
+    another way; None if parts of the module go to different places.
     """
     if all(target is None for _, target in moves):
         return [_general(moves, None)]
@@ -104,8 +104,8 @@ def _moved_as_a_whole(depth: int, moves: _Moves) -> list[InferredRule] | None:
 
 
 def _place(depth: int, source: Segments, target: Segments | None) -> Segments | None:
-    """The new place of the module of the first `depth` segments, if the segments behind them
-    stay as they are.
+    """The new place of the module that the first `depth` segments name; None if the other segments
+    change.
     """
     rest = source[depth:]
     return target[: -len(rest)] if target is not None and target[-len(rest) :] == rest else None
@@ -139,7 +139,7 @@ def _split(depth: int, moves: _Moves, others: Collection[Segments]) -> list[Infe
 
 
 def _alike(segments: Sequence[str]) -> dict[str, list[str]]:
-    """Segments that begin with one word, by that word; words of one segment are left out."""
+    """Word → segments that begin with it. Words that begin only one segment are left out."""
     found: dict[str, list[str]] = defaultdict(list)
     for segment in segments:
         word, hyphen, _ = segment.partition("_")
@@ -149,8 +149,8 @@ def _alike(segments: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _general(moves: _Moves, place: Segments | None) -> InferredRule:
-    """One rule for names that keep their ends and go to one place (None: that are dropped). It
-    begins with all segments that the names have in common.
+    """One rule for names that keep their ends and go to one place (None: they are dropped). Its
+    pattern begins with all leading segments that the names share.
     """
     if len(moves) == 1:
         return _exact(*moves[0])
@@ -178,7 +178,7 @@ def _exact(source: Segments, target: Segments | None) -> InferredRule:
 
 
 def _rule(source: Sequence[str], target: Sequence[str] | None, moves: _Moves) -> InferredRule:
-    """A rule whose id is still to be given."""
+    """A rule without an id; `_with_ids` gives it one."""
     patterns = tuple(pattern for pattern, _ in moves)
     if any(_is_wild(pattern) for pattern in patterns) or (
         target and len(moves) == 1 and _is_wild(tuple(target))
@@ -197,7 +197,7 @@ def _rule(source: Sequence[str], target: Sequence[str] | None, moves: _Moves) ->
 
 
 def _with_ids(rules: Sequence[InferredRule]) -> list[InferredRule]:
-    """The rules with ids from the words of where they lead; a drop's from where it takes from."""
+    """The rules with ids made from the words of their new names; for drops, of the old names."""
     named: list[InferredRule] = []
     for rule in rules:
         is_drop = rule.to is None

@@ -1,4 +1,4 @@
-"""An inference as the text of a rule file, for a person to read and complete."""
+"""Writes an inference as a rule file for a person to read and complete."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ from llava_remap.rewrite.infer.joins import UNSURE
 from llava_remap.rewrite.infer.rules import rule_line
 from llava_remap.rulefile.yaml_write import PLAIN_NAME, flow, quoted
 
-#: The most lines of each kind on names without a rule.
+#: The most comment lines of each kind about names without a rule.
 MOST_LINES = 40
-#: The end of a target name that a checkpoint may lack, so that `detect` doesn't ask for
-#: it.
+#: The end of a target name that a checkpoint may lack, so `detect` doesn't require it.
 _OPTIONAL = "lm_head.weight"
-#: Width of comments and of lines that are broken.
+#: Columns of a comment.
 _WIDTH = 120
 
 
@@ -29,16 +28,16 @@ class Frame:
     """All fields of a rule file except those about names.
 
     Attributes:
-        name, summary: of the rule file.
+        name, summary: the rule file's fields.
         made_from: source and target, in words.
-        extends: parts.
-        unsure: guesses beside the names, in words.
+        extends: parts to extend.
+        unsure: guesses about anything but names, in words.
         detect: key of the source's config → its value (None: absent).
         sources: lines of `sources`.
-        class_name: the target's class; None where it is unknown, which makes the file a part.
+        class_name: the target's class; None if it is unknown, so that the file is a part.
         config: key of the target's config → a constant, and the reason for it.
-        processor: the processor's class, where it isn't the one of the parts.
-        first: the names of the first source, to which `detect` is limited; None: all names.
+        processor: the processor's class if it differs from the parts'.
+        first: the names of the first source, the only ones that `detect` may use; None: all names.
     """
 
     name: str
@@ -55,7 +54,7 @@ class Frame:
 
 
 def rule_file(frame: Frame, found: Inference) -> str:
-    """The whole file."""
+    """The text of the whole rule file."""
     lines = [
         *_comment(
             f"Inferred from names and shapes: {frame.made_from}. Look at what is marked `unsure`."
@@ -89,7 +88,9 @@ def rule_file(frame: Frame, found: Inference) -> str:
 
 
 def _detect(frame: Frame, found: Inference) -> list[str]:
-    """One name of each renamed module. A name inside a layer is taken only if there is no other."""
+    """Lines of `detect`: a name for each renaming rule. A layer's name is used only if there are no
+    others.
+    """
     names: list[str] = []
     of_layers: list[str] = []
     for rule in found.rules:
