@@ -1,4 +1,4 @@
-"""Files to a catalog: headers only, with nothing but the standard library."""
+"""Reads checkpoints' headers into a catalog, with the standard library alone."""
 
 from llava_remap.checkpoint.catalog import (
     ADAPTER_CONFIG,

@@ -1,9 +1,10 @@
-"""PEFT's LoRA adapters: which pairs of matrices change which tensor of a base, and by how much.
+"""Reads PEFT's LoRA adapters: the pairs of matrices, the base tensor that each pair changes, and
+its scale.
 
-An adapter's `adapter_config.json` says what its tensors don't show: alpha, and whether it is a
-variant of LoRA that computes something else. A variant that isn't known here to compute the same is
-refused. A tensor that belongs to no pair is an ordinary one (`modules_to_save`, biases, the content
-of LLaVA's `non_lora_trainables.bin`), stored under its own name.
+An adapter's `adapter_config.json` has facts that tensors don't show: alpha, and variants of LoRA
+that compute something else. A variant is refused unless it is known to compute the same. Tensors
+outside pairs (`modules_to_save`, biases, LLaVA's `non_lora_trainables.bin`) are ordinary tensors
+under their own names.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ _MATRIX = re.compile(r"(?P<module>.+)\.lora_(?P<letter>[AB])(?:\.\w+)?\.weight")
 _LORA = re.compile(r"(?:^|\.)lora_")
 #: The prefix that PEFT puts before a module's name in the base.
 _WRAPPER = "base_model.model."
-#: Keys that are read here, and keys that say only how an adapter was trained, where it belongs, or
-#: which modules it has, as the tensors show. `fan_in_fan_out` is for GPT-2's Conv1D, which the plan
-#: knows by the target's class.
+#: Keys that are read here, and keys without effect on the result: how the adapter was trained, its
+#: base, and its modules, which the tensors show. `fan_in_fan_out` is for GPT-2's Conv1D, which the
+#: plan recognises by the target's class.
 _KNOWN = frozenset((
     "peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora",
     "init_lora_weights",
@@ -54,7 +55,7 @@ def lora_pairs(
 
     Raises:
         RemapError: LR104 for matrices without elements; LR115 if it isn't plain LoRA, or if pairs
-            are incomplete or don't have the rank that the config says.
+            are incomplete or have another rank than the config says.
     """
     matrices: dict[str, dict[str, list[str]]] = defaultdict(lambda: {"A": [], "B": []})
     for name in catalog:
@@ -172,8 +173,8 @@ def _scales(ranks: Mapping[str, int], config: Mapping[str, Any]) -> dict[str, fl
 
 
 def _of_module(config: Mapping[str, Any], key: str, patterns: str, module: str) -> Any:
-    """The value for a module: the one of the first pattern that matches the end of the module's
-    name in the base, else the common one.
+    """The value for a module: that of the first pattern that matches the end of the module's name
+    in the base, or else the common value.
 
     As in PEFT's `get_pattern_key`, a pattern is a regex of the whole name or of the rest behind one
     of its dots.

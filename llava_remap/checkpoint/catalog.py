@@ -1,4 +1,4 @@
-"""The values of this room: where a tensor lies, what it is, what a checkpoint holds."""
+"""The values of this room: checkpoints, their tensors, and the tensors' locations."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llava_remap.core import DTYPE_BITS
 if TYPE_CHECKING:
     from llava_remap.checkpoint.elements import Memory
 
-#: The files of a checkpoint beside its weights, by what uses them.
+#: Use → the files of a checkpoint, other than weights, that it reads.
 BESIDE: Mapping[str, tuple[str, ...]] = {
     "config": ("config.json", "generation_config.json"),
     "tokenizer": (
@@ -34,27 +34,27 @@ BESIDE: Mapping[str, tuple[str, ...]] = {
     ),
 }
 ADAPTER_CONFIG = "adapter_config.json"
-#: The file that PEFT writes, one or the other, and the file of LLaVA's LoRA training beside it.
+#: PEFT writes one of these files; LLaVA's LoRA training writes the other file beside it.
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 BESIDE_ADAPTER = "non_lora_trainables.bin"
 #: The file that LLaVA's pretraining writes.
 PROJECTOR_FILE = "mm_projector.bin"
 #: torch and numpy allow no more dimensions.
 _MOST_DIMENSIONS = 64
-#: Elements of at most 8 bytes each then have an address in 63 bits.
+#: With this limit, the addresses of elements of up to 8 bytes fit into 63 bits.
 _MOST_ELEMENTS = 2**60
 
 
 def files_for(use: Collection[str]) -> list[str]:
-    """The files that are read for the uses of a checkpoint: keys of `BESIDE`, and others that need
-    no file. `config.json` is read for every use.
+    """The files to read for the uses of a checkpoint. Uses that aren't keys of `BESIDE` need no
+    file of their own. `config.json` is read for every use.
     """
     used = (name for part, names in BESIDE.items() if part in use for name in names)
     return list(dict.fromkeys(["config.json", *used]))
 
 
 def is_count(number: object) -> bool:
-    """Whether it is an integer (not a bool) that a signed 64-bit offset or size can hold."""
+    """Whether a value is an integer (not a bool) from 0 to the largest signed 64-bit number."""
     return type(number) is int and 0 <= number < 2**63
 
 
@@ -72,14 +72,13 @@ class Location:
     Attributes:
         file: the file on disk.
         offset: bytes from the start of the file to the tensor's first element.
-        stride: step of each dimension in elements, or None where the elements lie one behind the
-            other in row-major order.
+        stride: step of each dimension in elements; None if the elements are contiguous in row-major
+            order.
         big_endian: whether elements of more than one byte are stored with the high byte first.
-        storage: the storage it is a view of: bytes from the start of the file to the storage, and
-            the storage's size in bytes. Two tensors of one file with the same `storage` share
-            memory.
-        memory: the elements of a tensor in memory. The other attributes then describe the file in
-            which safetensors would write it, except that `storage` is an address in memory.
+        storage: the storage that the tensor is a view of: its offset from the start of the file and
+            its size, in bytes. Two tensors of one file with the same `storage` share memory.
+        memory: the elements, for a tensor in memory. The other attributes then describe the file
+            that safetensors would write, except that `storage` has an address in memory.
     """
 
     file: Path
@@ -92,8 +91,8 @@ class Location:
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """What changes when a file is written again: its size in bytes, time of change in
-    nanoseconds, number in the file system.
+    """Facts that change when a file is written again: its size in bytes, its time of change in
+    nanoseconds, and its number in the file system.
     """
 
     nbytes: int
@@ -102,7 +101,7 @@ class Stamp:
 
     @classmethod
     def of(cls, path: Path) -> Stamp | None:
-        """The stamp of a file; None if the file can't be looked at any more."""
+        """The stamp of a file; None if the file is gone or inaccessible."""
         try:
             status = path.stat()
         except OSError:
@@ -165,12 +164,12 @@ Catalog = Mapping[str, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class WeightFile:
-    """What one file holds.
+    """The content of one file of weights.
 
     Attributes:
         kind: its format, for the report.
-        tensors: by offset.
-        inside: keys of the wrappers around the state dict, from the outside.
+        tensors: its tensors, ordered by offset.
+        inside: keys of the wrappers around the state dict, the outermost first.
         passed_over: keys beside the wrappers that hold tensors too.
     """
 
@@ -185,7 +184,7 @@ class LoraPair:
     """Two matrices of an adapter. B times A, times `scale`, is added to a tensor of the base.
 
     Attributes:
-        base: the tensor's name, behind the wrappers that the names of the matrices have.
+        base: the tensor's name, with the same wrappers as the names of the matrices.
         a, b: names of A, [rank, columns], and of B, [rows, rank].
         scale: None in a manifest, which has no alpha.
     """
@@ -198,25 +197,25 @@ class LoraPair:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What a person has: a folder, a file or a manifest, read from headers alone.
+    """A folder, a file, a manifest, or tensors in memory. Files are read from headers alone.
 
     Attributes:
-        path: what was named by the user.
+        path: the path that the user gave.
         form: one line for the report, e.g. `torch .bin, 2 shards (pytorch_model.bin.index.json)`.
         catalog: its tensors.
         config: its `config.json` (or that of the manifest), or None.
-        folder: where config, tokenizer and processor files lie, or None for a manifest.
+        folder: the folder with config, tokenizer and processor files; None for a manifest.
         passed_over: weight files or indexes in the folder that were not read because another form
             takes precedence, and entries of a file that hold tensors beside the state dict.
         aliases: groups of names of one tensor: the same bytes, dtype and shape.
         pairs: the pairs of matrices of an adapter; both matrices are in the catalog, too.
-        stamps: the stamps, at the time of opening, of the files that were read and of those beside
-            them that may be read.
+        stamps: the stamps, at the time of opening, of the weight files and of the other files that
+            may be read.
         origin: the hub id and the commit of a download; empty for a checkpoint on this disk.
-        base: the model that it was trained from, a hub id or a path, as its own files name it;
-            empty if no file does.
-        in_memory: whether its tensors are in memory; then a folder has only the files beside them.
-        named_by: who names it, in words, if the user didn't give it.
+        base: the model that the checkpoint was trained from: a hub id or a path from its own files;
+            empty if they name none.
+        in_memory: whether its tensors are in memory; `folder` then has only the other files.
+        named_by: what names the checkpoint, in words, if the user didn't give it.
     """
 
     path: Path
@@ -235,7 +234,7 @@ class Checkpoint:
 
     @property
     def location(self) -> str:
-        """Its path, the hub's id and commit, or that it is in memory."""
+        """Its path, its hub id and commit, or `IN_MEMORY`."""
         return self.origin or str(self.path)
 
     @property
@@ -269,7 +268,7 @@ class Checkpoint:
         return files + [name for name, memory in memories.items() if memory and memory.has_changed]
 
     def read(self, use: Collection[str]) -> dict[str, Path]:
-        """The files that the given uses read, by their names in the checkpoint's folder.
+        """The files that the given uses read: name in the checkpoint's folder → path.
 
         Args:
             use: keys of `BESIDE`, and `tensors`.

@@ -1,4 +1,4 @@
-"""The elements of one tensor in memory, read as those of a file are."""
+"""Reads the elements of a tensor in memory, like those of a tensor in a file."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ if TYPE_CHECKING:
 
 
 class Memory:
-    """The elements of one tensor in memory. Two are the same if they have the same elements at the
-    same addresses.
+    """The elements of one tensor in memory. Two objects with the same `key` have the same elements
+    at the same addresses.
     """
 
     __slots__ = ("_address", "_given", "_version", "tensor")
@@ -22,7 +22,7 @@ class Memory:
         self._version, self._address = self._state()
 
     def _state(self) -> tuple[int | None, int]:
-        """What changes when torch writes into the tensor, or gives it another storage."""
+        """Values that change when torch writes into the tensor, or gives it another storage."""
         tensor = self._given
         return None if tensor.is_inference() else tensor._version, tensor.data_ptr()
 
@@ -44,8 +44,8 @@ class Memory:
         return storage.data_ptr(), storage.nbytes()
 
     def read(self, start: int, stop: int) -> bytes:
-        """A run of the elements in row-major, little-endian order; start and stop count bytes from
-        the first element. Only the rows with these bytes are copied.
+        """Elements in row-major, little-endian order. `start` and `stop` count bytes from the first
+        element. Only the rows with these bytes are copied.
         """
         import torch
 
@@ -54,6 +54,6 @@ class Memory:
         rows = bits.view(-1) if bits.is_contiguous() else bits
         width = max(1, prod(rows.shape[1:])) * bits.element_size()
         first, last = start // width, -(-stop // width)
-        # numpy copies strided elements: torch would divide a megabyte among threads.
+        # numpy copies strided elements in this thread. torch would divide a megabyte among threads.
         data = rows[first:last].cpu().numpy().tobytes()
         return data[start - first * width : stop - first * width]

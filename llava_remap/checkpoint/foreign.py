@@ -1,8 +1,8 @@
-"""Folders and repositories whose weights don't lie there as a checkpoint: what they are, and what
-makes a checkpoint of them.
+"""Recognises folders and repositories that are no checkpoints, and says how to make a checkpoint of
+them.
 
-They are recognised by the names of their files alone, two folders deep: the files of trainers and
-their sharding, a folder for each part of a model, and the formats of other programs.
+The names of their files are enough, two folders deep: files of trainers and their sharding, a
+folder for each part of a model, and the formats of other programs.
 """
 
 from __future__ import annotations
@@ -22,10 +22,9 @@ from llava_remap.core import Problem, RemapError, quote, quoted, refuse, several
 
 #: Names that trainers give to the folder of a step.
 TRAINING_STEP = re.compile(r"(?:checkpoint|global_step|step|epoch|iter)[-_]?\d+", re.IGNORECASE)
-#: The most files that are looked at. A training folder has some thousand.
+#: The most files to look at. A training folder has some thousand.
 _MOST = 20_000
-#: Folders with the parts of one model, as VILA, xtuner and TinyLLaVA write them, and the sources
-#: that they are for.
+#: Folder with a part of a model, as VILA, xtuner and TinyLLaVA write them → source.
 _PARTS = {
     "llm": "model", "language_model": "model", "vision_tower": "vision_tower",
     "visual_encoder": "vision_tower",
@@ -39,7 +38,7 @@ _DEEPSPEED = re.compile(r"[\w-]*(?:mp_rank_\d+_(?:model|optim)|model_\d+-model)_
 #: The files of one rank, as ZeRO and verl name them.
 _RANK = re.compile(r"\w*zero_pp_rank_\d+_mp_rank_\d+_(?:model|optim)_states\.pt")
 _WORLD = re.compile(r"model_world_size_\d+_rank_\d+\.pt")
-#: A file of another program: what it is, and what to do.
+#: For each pattern of another program's files: a description, and the advice.
 _PROGRAMS = (
     (r".*\.gguf", "a GGUF file, which llama.cpp reads; it doesn't lead back to a training "
                   "checkpoint", ""),
@@ -66,10 +65,10 @@ _MADE_FROM = "Give the checkpoint that it was made from."
 
 
 class PartsApartError(AbsentError):
-    """A folder holds no checkpoint, but its sub-folders hold the parts of one.
+    """A folder holds no checkpoint, but its sub-folders hold the parts of a model.
 
     Attributes:
-        parts: where the checkpoint of each source lies.
+        parts: source → path of its checkpoint.
     """
 
     def __init__(self, problem: Problem, parts: Mapping[str, str]) -> None:
@@ -78,11 +77,11 @@ class PartsApartError(AbsentError):
 
 
 class StepsError(AbsentError):
-    """A folder holds no checkpoint, but those of the steps of a training.
+    """A folder holds no checkpoint itself, but the checkpoints of a training's steps.
 
     Attributes:
-        newest: where the newest of them lies.
-        download: the beginning of a command that downloads it; empty for a folder.
+        newest: path of the newest checkpoint.
+        download: the beginning of a command that downloads the repository; empty for a folder.
     """
 
     def __init__(self, problem: Problem, newest: str, download: str) -> None:
@@ -96,8 +95,8 @@ class Listing:
 
     Attributes:
         where: the folder or repository as the user named it.
-        files: paths from there, with slashes, at most two folders deep.
-        root: where the files lie; for a repository, where they will lie after the download.
+        files: relative paths with slashes, at most two folders deep.
+        root: the folder of the files; for a repository, the folder after the download.
         download: the command that downloads the repository; empty for a folder.
         latest: the content of DeepSpeed's file `latest`; empty without it.
     """
@@ -148,22 +147,22 @@ class Listing:
         return {folder: frozenset(names) for folder, names in folders.items()}
 
     def near(self, is_form: Callable[[frozenset[str]], object]) -> list[str]:
-        """The folders, the top or its sub-folders, whose files have a form."""
+        """The top and its sub-folders, if `is_form` is true for the names of their files."""
         return [
             folder for folder, names in self.folders.items() if "/" not in folder and is_form(names)
         ]
 
 
 def whole_states(listing: Listing) -> str:
-    """The file with the whole model in the step of a DeepSpeed checkpoint that counts; empty if
-    there is none.
+    """The file with the whole model, in the current step of a DeepSpeed checkpoint; empty if there
+    is none.
     """
     steps = _steps(listing)
     if listing.latest not in steps and (listing.latest or len(steps) != 1):
         return ""
     step = _last(listing, steps)
     names = listing.folders[step]
-    # Further files of DeepSpeed's beside it are those of several ranks of one model.
+    # Further files of DeepSpeed mean that the model is divided among several ranks.
     is_cut = any(
         _DEEPSPEED.fullmatch(name) and not name.endswith("optim_states.pt")
         for name in names - {_WHOLE}
@@ -177,15 +176,15 @@ def is_states(name: str) -> bool:
 
 
 def explain_folder(listing: Listing) -> RemapError | None:
-    """What is there in place of a checkpoint, and what makes a checkpoint of it; None for an
-    unknown form.
+    """The refusal of a folder that is no checkpoint, with the way to make one; None if the folder
+    isn't recognised.
     """
     forms = (_deepspeed, _distributed, _verl, _parts, _programs, _below)
     return next(filter(None, (explain(listing) for explain in forms)), None)
 
 
 def explain_file(path: Path) -> RemapError | None:
-    """As `explain_folder`, for a file that is a piece of such a form; None for any other file."""
+    """Like `explain_folder`, for a file of such a folder; None for any other file."""
     if (
         _RANK.fullmatch(path.name)
         or _WORLD.fullmatch(path.name)
@@ -197,8 +196,8 @@ def explain_file(path: Path) -> RemapError | None:
 
 
 def parts_of(listing: Listing) -> dict[str, str]:
-    """Where the parts of a model lie, by source, if each has a sub-folder; a model on top is
-    included.
+    """The parts of a model that have sub-folders of their own, and a model at the top: source →
+    path.
     """
     parts = {"model": str(listing.root)} if choose_form(listing.folders.get("", ())) else {}
     for folder, source in _PARTS.items():
@@ -209,14 +208,14 @@ def parts_of(listing: Listing) -> dict[str, str]:
 
 
 def parts_beside(folder: Path) -> dict[str, str]:
-    """Where the other parts of a model lie, by source, whose weights are in a folder."""
+    """The parts in sub-folders beside the weights of a model: source → path."""
     return {
         source: place for source, place in parts_of(Listing.of(folder)).items() if source != "model"
     }
 
 
 def gather_command(folder: Path) -> str:
-    """The command that makes whole weights of the DeepSpeed files in a training's folder; empty if
+    """The command that makes whole weights from DeepSpeed's files in a training's folder; empty if
     there are none.
     """
     listing = Listing.of(folder)
@@ -234,9 +233,7 @@ def _last(listing: Listing, steps: Sequence[str]) -> str:
 
 
 def _deepspeed(listing: Listing) -> RemapError | None:
-    """DeepSpeed's files if none holds the whole model, or if nothing says which of several steps
-    is meant.
-    """
+    """DeepSpeed's files: no file holds the whole model, or the current step is unknown."""
     steps = _steps(listing)
     if not steps:
         return None
@@ -282,14 +279,14 @@ def _deepspeed(listing: Listing) -> RemapError | None:
 
 
 def _zero_to_fp32(listing: Listing, step: str) -> str:
-    """The command with which DeepSpeed makes whole weights of a step's files, run in the folder of
-    the training.
+    """DeepSpeed's command that makes whole weights from a step's files, run in the training's
+    folder.
     """
     root = listing.root if step else _above(listing.root)
     latest = listing.latest if step or listing.download else Listing.of(root).latest
     script = root / _SCRIPT
     program, target = "python -m deepspeed.utils.zero_to_fp32", "."
-    if not listing.download and script.is_file():  # a script of strangers must not be run
+    if not listing.download and script.is_file():  # a downloaded script must not be run
         # Up to DeepSpeed 0.15, the script writes a file; since then, a folder.
         text = script.read_text(errors="replace")
         is_folder = "output_dir" in text or "output_file" not in text
@@ -415,7 +412,7 @@ def _below(listing: Listing) -> RemapError | None:
 
 
 def _newest(listing: Listing, cause: str, newest: Listing) -> RemapError:
-    """The steps of a training, and how the newest of them is converted."""
+    """The refusal of a folder with the steps of a training. It says how to convert the newest."""
     names = newest.folders.get("", frozenset())
     is_whole = choose_form(names) is not None or ADAPTER_CONFIG in names or whole_states(newest)
     if not is_whole and (cut := explain_folder(newest)) is not None and cut.problems[0].fix:
@@ -432,5 +429,5 @@ def _newest(listing: Listing, cause: str, newest: Listing) -> RemapError:
 
 
 def _by_number(name: str) -> tuple[str | int, ...]:
-    """A sort key by which 1000 comes behind 500."""
+    """A sort key that orders numbers by value: 500 before 1000."""
     return tuple(int(part) if part.isdecimal() else part for part in re.split(r"(\d{1,18})", name))

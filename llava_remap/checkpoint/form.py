@@ -1,6 +1,4 @@
-"""Which of the weights in a folder or repository are read, decided by the names of its files
-alone.
-"""
+"""Chooses the weights to read in a folder or repository, by the names of its files alone."""
 
 from __future__ import annotations
 
@@ -21,7 +19,7 @@ from llava_remap.core import RemapError, quoted, several
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _INDEX = ".index.json"
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})(?P<suffix>\.\w+)")
-#: The forms of a whole checkpoint with a name of their own, the preferred one first.
+#: The files of a whole checkpoint that have a fixed name, the preferred one first.
 _KNOWN = (
     "model.safetensors.index.json",
     "model.safetensors",
@@ -41,14 +39,13 @@ _TRAINER = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """One way in which the weights are stored.
+    """One stored form of the weights.
 
     Attributes:
-        files: the files, in their order; of an index, the index alone, which says itself where the
-            shards are.
-        is_index: whether it is an index.
-        total: for a set of shards without an index, the number of shards that their names promise;
-            otherwise None.
+        files: the files, in their order. If there is an index, only the index, which names the
+            shards.
+        is_index: whether the file is an index.
+        total: for shards without an index, the number of shards by their names; otherwise None.
     """
 
     files: tuple[str, ...]
@@ -57,7 +54,7 @@ class Form:
 
     @property
     def file(self) -> str:
-        """The file that stands for the form in messages."""
+        """The file that messages name for the form."""
         return self.files[0]
 
     @property
@@ -67,7 +64,7 @@ class Form:
 
     @property
     def missing(self) -> list[str]:
-        """The names that are missing from a set of shards without an index."""
+        """The missing files of a set of shards without an index."""
         match = _SHARD.fullmatch(self.file)
         if match is None or self.total is None:
             return []
@@ -84,8 +81,8 @@ def is_trainers(name: str) -> bool:
 
 
 def has_fixed_name(name: str) -> bool:
-    """Whether only a file of a checkpoint may have this name; a folder may be called
-    `iter_500.pth`.
+    """Whether this is always the name of a checkpoint's file. A folder may be called
+    `iter_500.pth`, but never `model.safetensors`.
     """
     return name in (*_KNOWN, *_ASIDE, ADAPTER_CONFIG) or (
         name.endswith(_SUFFIXES) and _SHARD.fullmatch(name) is not None
@@ -93,13 +90,13 @@ def has_fixed_name(name: str) -> bool:
 
 
 def choose_form(names: Collection[str]) -> Form | None:
-    """The form that is read if these files lie side by side; None if there are no weights or
-    nothing says which are meant.
+    """The form to read if these files lie side by side; None if there are no weights, or several
+    and no way to choose.
 
     It is the first of these: the index of safetensors shards, `model.safetensors`, the index of
     torch shards, `pytorch_model.bin`, `model_state_dict.bin`, a set of shards without one of these
-    indexes, a single weight file of any other name, an adapter with what lies beside it, a
-    projector. If a model is wanted, the last two are refused when they are read, unless their
+    indexes, a single weight file of any other name, an adapter and the weights trained with it, a
+    projector. If a whole model is needed, the last two are refused when they are read, unless their
     tensors turn out to be a model's.
     """
     weights, indexes = _weights(names), _indexes(names)
@@ -126,8 +123,8 @@ def choose_form(names: Collection[str]) -> Form | None:
 
 
 def every_form(names: Collection[str]) -> Set[str]:
-    """All weights and indexes among these files. A set of shards with an index is named by the
-    index, but for an index that is read: it tells its shards from those of an earlier save.
+    """All weights and indexes among these files. An index stands for its shards, except for the
+    index that is read: shards beside it may be from an earlier save.
     """
     weights, indexes = _weights(names), _indexes(names)
     form = choose_form(names)
@@ -142,8 +139,8 @@ def every_form(names: Collection[str]) -> Set[str]:
 
 
 def shard_sets(names: Iterable[str]) -> dict[tuple[str, str, int], dict[int, str]]:
-    """The file names, by number, of each set of shards. The key of a set is its name without
-    number, its suffix, and the number of shards that it should have.
+    """The file names of each set of shards, by number. The key of a set is its name without number,
+    its suffix, and its number of shards according to the names.
     """
     sets: dict[tuple[str, str, int], dict[int, str]] = defaultdict(dict)
     for name in sorted(names):
@@ -153,7 +150,7 @@ def shard_sets(names: Iterable[str]) -> dict[tuple[str, str, int], dict[int, str
 
 
 def no_form(where: str, names: Collection[str], every: Collection[str]) -> RemapError:
-    """LR100 for files among which `choose_form` found no form.
+    """LR100: `choose_form` found no form among the files.
 
     Args:
         where: the folder or repository.

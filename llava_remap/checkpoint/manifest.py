@@ -1,8 +1,8 @@
-"""A manifest: a catalog and its config as one JSON file, without the tensors' bytes.
+"""Reads and writes manifests: a catalog and its config as one JSON file, without tensors' bytes.
 
 `{"format": "llava-remap/manifest", "format_version": 1, "name": …, "config": {…}, "aliases":
 [[name, name]], "adapter_config": {…}, "tensors": {name: {"dtype": "F16", "shape": [32000,
-4096]}}}`; `config`, `aliases` and `adapter_config`, that of a LoRA adapter, may be absent.
+4096]}}}`. `config`, `aliases` and `adapter_config` (of a LoRA adapter) may be absent.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def parse_manifest(path: Path, content: dict[str, Any]) -> Checkpoint:
 
 
 def manifest_text(checkpoint: Checkpoint) -> str:
-    """The manifest of a checkpoint, a tensor a line. `parse_manifest` reads it."""
+    """The manifest of a checkpoint, with one line for each tensor. `parse_manifest` reads it."""
     head: dict[str, Any] = {"format": FORMAT, "format_version": VERSION}
     head["name"] = checkpoint.origin or checkpoint.path.resolve().name
     if checkpoint.config is not None:

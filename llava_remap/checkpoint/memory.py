@@ -1,8 +1,8 @@
-"""Tensors in memory as a checkpoint: the state dict of a model that is being trained.
+"""Reads tensors in memory as a checkpoint: the state dict of a model that is being trained.
 
-Nothing is copied when it is opened. Each tensor keeps its own memory and has the place that
-`safetensors.torch.save_file(tensors, file, metadata={"format": "pt"})` would give it in a file, so
-that the same plan and the same output follow as from that file.
+Opening copies nothing. Each tensor keeps its memory, and has the place that
+`safetensors.torch.save_file(tensors, file, metadata={"format": "pt"})` would give it in a file. So
+plan and output are the same as from that file.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from llava_remap.core.dtypes import TORCH_DTYPES
 if TYPE_CHECKING:
     import torch
 
-#: Where a checkpoint in memory is, as reports and records say.
+#: The place of a checkpoint in memory, in reports and records.
 IN_MEMORY = "tensors in memory"
 _GIVE = "Give {tensor name: tensor}, as `model.state_dict()` does."
-#: safetensors writes wide dtypes first, in this order; tensors of one dtype by name.
+#: The order in which safetensors writes dtypes, wide ones first. Within a dtype, it orders by name.
 _ORDER = (
     *("U64", "I64", "F64", "C64", "F32", "U32", "I32", "BF16", "F16", "U16", "I16"),
     *("F8_E4M3", "F8_E5M2", "I8", "U8", "BOOL"),
@@ -35,7 +35,7 @@ _ORDER = (
 
 @dataclass(frozen=True, slots=True)
 class InMemory:
-    """Tensors in memory, with what stands beside them in a checkpoint's folder.
+    """Tensors in memory, with their config and the folder of the other files.
 
     Attributes:
         tensors: tensor name → `torch.Tensor` or numpy array, under the names of the research code.
@@ -74,7 +74,7 @@ class InMemory:
 
 
 def is_tensor(value: object) -> bool:
-    """Whether a value is a tensor of torch or an array of numpy, neither of which is imported."""
+    """Whether a value is a torch tensor or a numpy array. Imports neither library."""
     return hasattr(value, "dtype") and hasattr(value, "shape")
 
 
@@ -124,7 +124,7 @@ def catalog_of(file: Path, tensors: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _memory(file: Path, name: object, value: object) -> Memory:
-    """The elements of what was given as a tensor."""
+    """The elements of a value that was given as a tensor."""
     import torch
 
     if not isinstance(name, str) or not is_tensor(value):
@@ -153,7 +153,7 @@ def _unreadable(tensor: torch.Tensor) -> tuple[str, str] | None:
         return "is on the meta device, without values", "Load the model's values first."
     if tensor.layout != torch.strided:
         return f"is {tensor.layout}, not dense", "Give `tensor.to_dense()`."
-    # Subclasses of their own dispatch (quantised, fake) keep no elements where a tensor has them.
+    # Subclasses with their own dispatch (quantised, fake) don't keep elements where a tensor does.
     if type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
         return f"is a {type(tensor).__name__}, whose values lie elsewhere", "Give a torch.Tensor."
     return None
@@ -165,7 +165,7 @@ def _from_numpy(file: Path, name: str, value: Any) -> torch.Tensor:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch can't mark an array as one not to be written
+            warnings.simplefilter("ignore")  # torch warns that a read-only array could be written
             return torch.from_numpy(
                 value if all(step >= 0 for step in value.strides) else np.ascontiguousarray(value)
             )

@@ -1,4 +1,4 @@
-"""Folders, files and manifests, read as a `Checkpoint`."""
+"""Reads folders, files, manifests and tensors in memory as a `Checkpoint`."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ from llava_remap.checkpoint.source_file import (
 from llava_remap.checkpoint.weight_file import read_form, read_index, read_weight_file
 from llava_remap.core import counted, quoted, refuse, several
 
-#: Characters. Released models stay below 150; comparing names takes time with the square of the
-#: length.
+#: The most characters of a name. Released models stay below 150; the time for comparing names
+#: grows with the square of their length.
 LONGEST_NAME = 500
 
 
@@ -67,9 +67,8 @@ def open_checkpoint(path: Path, *, weights: bool = True, part: bool = False) -> 
     `passed_over`.
 
     Args:
-        weights: whether its tensors are wanted; if not, a folder is taken for its config and
-            tokenizer and needs no weights.
-        part: whether less than a model will do: an adapter or a projector.
+        weights: whether its tensors are needed. If not, a folder needs only config and tokenizer.
+        part: whether a part of a model is enough: an adapter or a projector.
 
     Raises:
         RemapError: LR100 to LR103, LR105 to LR108, LR113, LR115.
@@ -85,11 +84,11 @@ def open_in_memory(name: str, given: InMemory, *, part: bool = False) -> Checkpo
     """The checkpoint of tensors in memory.
 
     Args:
-        name: what the tensors are called in messages.
+        name: the name of the tensors in messages.
         part: as for `open_checkpoint`.
 
     Raises:
-        RemapError: LR100 for a folder that isn't there, and as `catalog_of` and `open_checkpoint`.
+        RemapError: LR100 if the folder doesn't exist, and as `catalog_of` and `open_checkpoint`.
     """
     folder = None if given.folder is None else Path(given.folder).expanduser()
     if folder is not None and not folder.is_dir():
@@ -128,7 +127,7 @@ def open_in_memory(name: str, given: InMemory, *, part: bool = False) -> Checkpo
 
 
 def tensor_names(file: Path) -> list[str]:
-    """The names of the tensors in one file of weights, whatever the file is for.
+    """The names of the tensors in one file of weights, of a model or of any part.
 
     Raises:
         RemapError: LR100 to LR102, LR105.
@@ -185,7 +184,7 @@ def _open_file(path: Path, part: bool) -> Checkpoint:
 
 
 def _is_json(path: Path) -> bool:
-    """Whether it can only be JSON: in formats of weights, a zero byte follows such a start."""
+    """Whether a file can only be JSON. A header of weights that begins with `{` has zero bytes."""
     with path.open("rb") as stream:
         head = stream.read(64)
     return path.suffix == ".json" or (head.lstrip().startswith(b"{") and b"\0" not in head)
@@ -193,7 +192,7 @@ def _is_json(path: Path) -> bool:
 
 def _open_folder(folder: Path, part: bool) -> Checkpoint:
     every = [entry.name for entry in folder.iterdir()]
-    # A link to nowhere and a pipe count as well: they are refused when they are read, not passed
+    # Broken links and pipes count as files. They are refused when they are read, rather than passed
     # over for another form.
     files = {name for name in every if has_fixed_name(name) or not (folder / name).is_dir()}
     if form := choose_form(files):
@@ -207,8 +206,8 @@ def _open_folder(folder: Path, part: bool) -> Checkpoint:
 
 
 def _with_config(folder: Path, form: Form) -> tuple[Path, Form]:
-    """Where config and tokenizer lie, and the form as seen from there. For a step of DeepSpeed's,
-    that is the folder above.
+    """The folder with config and tokenizer, and the form relative to it. For a step of DeepSpeed,
+    it is the folder above.
     """
     above = folder.resolve().parent
     if (
@@ -260,8 +259,8 @@ def _checkpoint(
 
 
 def _refuse_half(path: Path, folder: Path, form: Form, paired: bool) -> None:
-    """LR115 for one half of the result of a LoRA training: the model would be neither the base nor
-    the trained one.
+    """LR115 for one half of a LoRA training's result: the model would be neither the base nor the
+    trained model.
     """
     file = quoted(form.file)
     if not paired and has_file(folder / ADAPTER_CONFIG):
@@ -326,14 +325,14 @@ def _stamps(folder: Path, weights: Iterable[Path]) -> dict[Path, Stamp]:
 def _aliases(tensors: Iterable[Tensor]) -> tuple[tuple[str, ...], ...]:
     groups: dict[tuple[object, ...], list[str]] = {}
     for tensor in tensors:
-        if tensor.nbytes:  # empty tensors show no bytes that they could share
+        if tensor.nbytes:  # empty tensors share no bytes
             groups.setdefault((tensor.dtype, tensor.shape, tensor.location), []).append(tensor.name)
     return tuple(tuple(names) for names in groups.values() if len(names) > 1)
 
 
 def _refuse_unless_sound(file: Path, catalog: Catalog) -> None:
     long = [name for name in catalog if len(name) > LONGEST_NAME]
-    # JSON and pickles can hold unpaired surrogates, which no UTF-8 file, report or header can.
+    # JSON and pickles can hold unpaired surrogates. No UTF-8 file, report or header can.
     broken = [name for name in catalog if any("\ud800" <= letter <= "\udfff" for letter in name)]
     for names, what in (
         (long, f"longer than {LONGEST_NAME} characters"),

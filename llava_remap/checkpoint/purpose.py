@@ -1,6 +1,4 @@
-"""Whether tensors are a model's weights. By their names they may also be an adapter, a projector
-or quantised.
-"""
+"""Decides by names whether tensors are a model's weights, an adapter, a projector, or quantised."""
 
 from __future__ import annotations
 
@@ -13,7 +11,8 @@ from llava_remap.checkpoint.catalog import ADAPTER_CONFIG, ADAPTER_FILES, BESIDE
 from llava_remap.checkpoint.source_file import json_beside
 from llava_remap.core import Problem, RemapError, quote, quoted, refuse, several
 
-#: Segments in the names of tensors that ways to quantise store beside or instead of a weight.
+#: Kind of quantisation → segments in the names of tensors that it stores beside or instead of a
+#: weight.
 _QUANTISED = {
     "bitsandbytes": "absmax|nested_absmax|quant_map|nested_quant_map|quant_state|SCB",
     "GPTQ": "g_idx",
@@ -28,19 +27,19 @@ _QUANTISED_NAME = re.compile(
     rf"(?:^|\.)(?:{'|'.join(f'({segments})' for segments in _QUANTISED.values())})(?:\.|$)"
 )
 _LORA = re.compile(r"\.lora_(?:embedding_)?A(?:\.\w+)?(?:\.weight)?$")
-#: The names of a projector: those inside a model of the research code, and those of its layers in a
-#: file of their own, as other training code saves them.
+#: Names of a projector: inside a model of the research code, or of its layers alone, as other
+#: training code saves them.
 _PROJECTOR = re.compile(r"mm_projector|^(?:layers|model|_connector)\.\d+\.(?:weight|bias)$")
-#: What a projector's file may hold besides: embeddings of tokens that pretraining adds, the row
+#: Further tensors in a projector's file: embeddings of tokens that pretraining adds, and the row
 #: separator.
 _BESIDE_PROJECTOR = re.compile(r"(?:^|\.)(?:embed_tokens\.weight|image_newline)$")
 
 
 class PartOnlyError(RemapError):
-    """The checkpoint is a part of a model, and a model is wanted.
+    """The checkpoint is a part of a model, and a whole model is needed.
 
     Attributes:
-        source: the source that it can be given as: `adapter` or `projector`.
+        source: the source to give it as: `adapter` or `projector`.
     """
 
     def __init__(self, problem: Problem, source: str) -> None:
@@ -49,8 +48,7 @@ class PartOnlyError(RemapError):
 
 
 def has_pairs(path: Path, catalog: Catalog, folder: Path | None, *, part: bool) -> bool:
-    """Whether LoRA pairs are in `catalog`: it is an adapter, or a model with an adapter that wasn't
-    merged.
+    """Whether `catalog` has LoRA pairs: it is an adapter, or a model with an unmerged adapter.
 
     Args:
         path: the path that the user named, or the file chosen in that folder.
@@ -102,14 +100,14 @@ def has_pairs(path: Path, catalog: Catalog, folder: Path | None, *, part: bool) 
 
 
 def is_projector_alone(names: Collection[str]) -> bool:
-    """Whether these are the names of a projector, and of what its file may hold besides."""
+    """Whether these are the names of a projector and of further tensors in its file."""
     return any(map(_PROJECTOR.search, names)) and all(
         _PROJECTOR.search(name) or _BESIDE_PROJECTOR.search(name) for name in names
     )
 
 
 def is_unmerged(catalog: Catalog) -> bool:
-    """Whether a catalog with pairs has the base that they change."""
+    """Whether a catalog has the base tensors that its pairs change."""
     return any(
         f"{name[: match.start()]}.base_layer.weight" in catalog
         for name in catalog
@@ -118,7 +116,7 @@ def is_unmerged(catalog: Catalog) -> bool:
 
 
 def adapter_only(path: Path, catalog: Catalog, folder: Path | None) -> PartOnlyError:
-    """LR107, with facts from the adapter's tensors and from `adapter_config.json` in `folder`."""
+    """LR107, with facts from the adapter's tensors and its `adapter_config.json` in `folder`."""
     config = json_beside(folder, ADAPTER_CONFIG) or {}
     lora = [tensor for name, tensor in catalog.items() if _LORA.search(name)]
     rank = config.get("r", lora[0].shape[0] if lora and lora[0].shape else None)
@@ -141,8 +139,8 @@ def _options(model: str, source: str, place: Path) -> str:
 
 
 def named_base(*configs: Mapping[str, Any] | None) -> str:
-    """The model that a part was trained from, by the first of these configs that names one; empty
-    if none does.
+    """The model that a part was trained from, as the first config with such a key names it; empty
+    if no config does.
     """
     named = (
         config.get(key)

@@ -1,5 +1,5 @@
-"""One safetensors file: 8 bytes with the length of the header, the header in JSON, then the tensors
-one behind the other.
+"""Reads a safetensors file: 8 bytes with the length of the header, the header in JSON, then the
+tensors one behind the other.
 
 Format: https://huggingface.co/docs/safetensors#format.
 """

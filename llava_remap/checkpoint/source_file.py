@@ -1,5 +1,5 @@
-"""Files of a source: absent, or readable, or refused. Small files are looked up by name; JSON is
-read without any way to crash on it.
+"""Reads a source's small files. A file is absent, readable, or refused; no JSON can crash the
+reader.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from llava_remap.core import RemapError, printable, quoted, refuse
 from llava_remap.core.files import is_regular_file
 from llava_remap.core.limits import limit_reached
 
-#: Bytes. The safetensors format's own limit for a header; indexes, manifests and configs stay far
-#: below it.
+#: Bytes of a JSON file. This is the safetensors format's limit for a header; indexes, manifests and
+#: configs stay far below it.
 LARGEST = 100_000_000
-#: Values in lists and objects; each takes up to 120 bytes of memory for as little as two bytes of
-#: the file. An index of 100,000 tensors has 100,000 values, a header of as many tensors 900,000,
-#: the tokenizers with the largest vocabularies 1,500,000.
+#: The most values in lists and objects. Each takes up to 120 bytes of memory and as little as two
+#: bytes of the file. For 100,000 tensors, an index has 100,000 values and a header 900,000; the
+#: tokenizers with the largest vocabularies have 1,500,000.
 _MOST_VALUES = 2_000_000
-#: Half of a surrogate pair, as an escape. Without its other half, the text can't be written again.
+#: An escaped half of a surrogate pair. A text with an unpaired half can't be written again.
 _HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -33,17 +33,17 @@ class AbsentError(RemapError):
 
 
 class UnreadableError(RemapError):
-    """Something is there, and can't be read."""
+    """The path exists and can't be read."""
 
 
 class DamagedError(UnreadableError):
-    """The disk fails to read the file, or other files beside it have faults of their own."""
+    """The disk fails to read a file, or files beside an unreadable one have other faults."""
 
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Refuse a file that the block fails to read: LR102 if the disk fails, LR100 if the file isn't
-    there or mustn't be read, LR501 or LR511 at a limit of the system.
+    """Refuse a file that the block fails to read: LR102 if the disk fails, LR100 if the file
+    doesn't exist or reading is forbidden, LR501 or LR511 at a limit of the system.
 
     Args:
         path: the file, for errors that don't name it.
@@ -67,7 +67,7 @@ def _unreadable(error: OSError, path: Path) -> RemapError:
 
 
 def unknown_dtype(file: Path, name: str, dtype: str) -> RemapError:
-    """LR106: a dtype that a language model, tower or projector is not trained in."""
+    """LR106: no language model, tower or projector is trained in this dtype."""
     return refuse(
         "LR106",
         f"in {quoted(file.name)} the tensor {quoted(name)} has dtype {quoted(dtype)}, which "
@@ -85,7 +85,7 @@ def corrupt(file: Path, why: str, *names: str) -> RemapError:
 
 
 def nearest_entry(path: Path) -> Path | None:
-    """The entry of the same folder with the nearest name, for a path that doesn't exist."""
+    """For a path that doesn't exist: the entry of its folder with the most similar name."""
     try:
         entries = [entry.name for entry in path.parent.iterdir()] if len(path.name) < 256 else []
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""From the value in a torch file to its tensors: the state dict inside wrappers, and each tensor
+"""Finds the tensors in the value of a torch file: the state dict inside wrappers, and each tensor
 inside its storage.
 """
 
@@ -15,7 +15,7 @@ from llava_remap.checkpoint.source_file import corrupt, unknown_dtype
 from llava_remap.checkpoint.torch_pickle import BARE, BY_TORCH_NAME, STORAGES, Described
 from llava_remap.core import DTYPE_BITS, RemapError, quoted, refuse, several
 
-#: Keys under which training code puts a state dict into a larger one.
+#: Keys of a larger dict under which training code stores the state dict.
 _WRAPPERS = ("state_dict", "model", "module")
 
 
@@ -34,7 +34,7 @@ class StateDict:
 
 
 def find_state_dict(value: Any, file: Path) -> StateDict:
-    """The state dict in `value`: `value` itself, or what lies under `state_dict`, `model` or
+    """The state dict in `value`: `value` itself, or the dict under `state_dict`, `model` or
     `module`, which may be nested.
 
     Raises:
@@ -47,7 +47,7 @@ def find_state_dict(value: Any, file: Path) -> StateDict:
         if not isinstance(value, dict):
             kind = "tensor" if isinstance(value, Described) else type(value).__name__
             raise refuse("LR106", f"{quoted(file.name)} holds one {kind} and no state dict.", BARE)
-        # A dict that holds itself has no end.
+        # A dict that holds itself would be followed for ever.
         wrappers = [
             key
             for key in _WRAPPERS
@@ -109,11 +109,11 @@ def place_tensors(
     *,
     big_endian: bool = False,
 ) -> WeightFile:
-    """A file with the tensors of a state dict, given where their storages lie.
+    """A file with the tensors of a state dict.
 
     Args:
         kind: the file's format, for the report.
-        places: by the storage's key: offset from the start of the file and size, both in bytes.
+        places: a storage's key → its offset from the start of the file and its size, in bytes.
 
     Raises:
         RemapError: LR102 if a storage is missing or doesn't fit a tensor, LR106 for a dtype not in
@@ -142,7 +142,7 @@ def _place(
         )
 
     itemsize, dtype = STORAGES[found.storage.kind]
-    # A view is a part of its storage, in elements; without one all of it is meant.
+    # A view is a part of its storage, in elements. Without a view, the tensor has all of it.
     first, numel = found.storage.view or (0, found.storage.numel)
     if not is_count(first) or not is_count(numel):
         raise misfit("has a storage of a size that can't be")
@@ -175,7 +175,7 @@ def _place(
         raise misfit(
             f"reaches to byte {(offset + reach) * itemsize} of its storage, which has {nbytes}"
         )
-    # An empty tensor has no elements that lie apart; a dimension of size 1 never takes its step.
+    # The strides of an empty tensor, and of a dimension of size 1, don't matter.
     is_row_major = 0 in shape or all(
         size == 1 or step == prod(shape[axis + 1 :])
         for axis, (size, step) in enumerate(zip(shape, stride, strict=True))

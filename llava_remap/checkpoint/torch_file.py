@@ -1,12 +1,13 @@
-"""One file of `torch.save`. Since torch 1.6 it is a zip archive of `data.pkl`, which describes the
-tensors, and `data/KEY`, the storages. Before, it was five pickles, then the storages, each behind
-its number of elements.
+"""Reads a file of `torch.save`.
 
-The archive is written by torch's `PyTorchStreamWriter` (caffe2/serialize/inline_container.cc): each
-record uncompressed and in one piece. The older format's pickles: a magic number, the protocol's
-version, facts about the machine, the value, the keys of the storages in their order in the file.
-See `_legacy_save` in torch/serialization.py, `THPStorage_writeFileRaw` in
-torch/csrc/serialization.cpp.
+Since torch 1.6 it is a zip archive of `data.pkl`, which describes the tensors, and `data/KEY`, the
+storages. torch's `PyTorchStreamWriter` (caffe2/serialize/inline_container.cc) writes each record
+uncompressed and in one piece.
+
+Before torch 1.6, the file was five pickles and then the storages, each preceded by its number of
+elements. The pickles are a magic number, the protocol's version, facts about the machine, the
+value, and the keys of the storages in the order of the file. See `_legacy_save` in
+torch/serialization.py and `THPStorage_writeFileRaw` in torch/csrc/serialization.cpp.
 """
 
 from __future__ import annotations
@@ -26,18 +27,18 @@ from llava_remap.core import quoted, refuse
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _ENCRYPTED = 0x1
-#: Bytes of the table of contents, which has about 80 for each record. Reading one record takes some
-#: 700 bytes of memory.
+#: The most bytes of the table of contents, which has about 80 for each record. Reading an entry
+#: takes some 700 bytes of memory.
 _LARGEST_TABLE = 8 * 1024 * 1024
-#: Bytes from the last record of an archive, a comment of at most 64 kB included, to its end.
+#: The most bytes from the last record of an archive to its end, with a comment of up to 64 kB.
 _LARGEST_END = 128 * 1024
-#: What the older format begins with.
+#: The values in the first two pickles of the older format.
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 
 
 class _Bounded:
-    """The file for `ZipFile`. A size that the file itself states can't make `ZipFile` read more
-    than a table of contents has.
+    """A file for `ZipFile`, with limited reads: a size stated in the file can't make `ZipFile` read
+    more than the largest table of contents.
     """
 
     def __init__(self, stream: BinaryIO) -> None:
@@ -96,7 +97,7 @@ def _records(stream: BinaryIO, file: Path, size: int) -> dict[str, ZipInfo]:
         every = ZipFile(cast("IO[bytes]", _Bounded(stream))).infolist()
     except OSError:
         raise
-    # zipfile lets struct's, Unicode's and arithmetic errors through, besides its own.
+    # zipfile also raises struct's, Unicode's and arithmetic errors.
     except Exception as error:
         raise refuse(
             "LR102",
@@ -150,9 +151,7 @@ def _extent(stream: BinaryIO, file: Path, size: int, record: ZipInfo) -> tuple[i
 
 
 def _refuse_overlap(file: Path, places: Mapping[str, tuple[int, int]]) -> None:
-    """LR102 for records that share bytes: with them, a small file can describe a large
-    checkpoint.
-    """
+    """LR102 if records share bytes: a small file could then describe a large checkpoint."""
     ordered = sorted(places.items(), key=lambda item: item[1])
     for (one, (start, nbytes)), (other, (begin, _)) in pairwise(ordered):
         if begin < start + nbytes:
@@ -160,7 +159,7 @@ def _refuse_overlap(file: Path, places: Mapping[str, tuple[int, int]]) -> None:
 
 
 def _is_big_endian(stream: BinaryIO, file: Path, size: int, record: ZipInfo | None) -> bool:
-    if record is None:  # not written before torch 2.1
+    if record is None:  # torch before 2.1 doesn't write it
         return False
     start, nbytes = _extent(stream, file, size, record)
     stream.seek(start)
@@ -220,8 +219,8 @@ def _places(
         stream.seek(end)
         prefix = stream.read(8)
         count = int.from_bytes(prefix, "little")
-        # The unit is an element of the type with which the storage was mentioned first, both in
-        # torch's writer and its reader.
+        # The unit is an element of the type in the storage's first mention, both in torch's writer
+        # and in its reader.
         start, nbytes = end + 8, count * STORAGES[storages[key].kind][0]
         end = start + nbytes
         if end > size or len(prefix) < 8:

@@ -1,8 +1,8 @@
-"""The pickles inside torch files, read as data.
+"""Reads the pickles inside torch files as data.
 
 A pickle is a program for a small stack machine. The machine here has the instructions for plain
-values. In place of Python's constructors it has a fixed table that yields descriptions of tensors,
-so it can't call anything else. `pickletools` decodes the instructions and their arguments; it
+values. In place of Python's constructors, it has a fixed table of functions that describe tensors,
+so it can call nothing else. `pickletools` decodes the instructions and their arguments, and
 executes none.
 """
 
@@ -16,24 +16,23 @@ from typing import IO, Any, BinaryIO, cast
 from llava_remap.core import RemapError, quote, quoted, refuse
 from llava_remap.core.dtypes import DTYPES, TORCH_DTYPES
 
-#: Bytes. 30,000 tensors take about 4 MB.
+#: The most bytes of a pickle. 30,000 tensors take about 4 MB.
 LARGEST = 32 * 1024 * 1024
-#: Instructions, and items that a call copies out of its arguments; each can take some 70 bytes of
-#: memory, and a list that is copied again and again any amount. A tensor takes 33 in torch's own
-#: pickles, so this is enough for 30,000 tensors.
+#: The most steps: instructions, and items that a call copies from its arguments. A step can take
+#: some 70 bytes of memory, and uncounted copies of one list could take any amount. A tensor takes
+#: 33 steps in torch's own pickles, so this is enough for 30,000 tensors.
 MOST_STEPS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """A run of bytes in the file, as its persistent id says.
+    """A run of bytes in the file, described by a persistent id.
 
     Attributes:
         kind: torch's name of its type, e.g. `HalfStorage`.
         key: its name in the file.
         numel: its size in elements of `kind`.
-        view: None, or first element and number of elements of the part that is meant (legacy files
-            only).
+        view: None, or the first element and the number of elements of a part (legacy files only).
     """
 
     kind: str
@@ -47,8 +46,8 @@ class Described:
     """The arguments with which torch would rebuild a tensor, unchecked.
 
     Attributes:
-        storage: the storage of its bytes.
-        offset: elements from the start of the storage to the first one.
+        storage: the storage with its bytes.
+        offset: elements from the start of the storage to the tensor's first element.
         shape, stride: in elements.
         dtype: torch's name, e.g. `float8_e4m3fn`, or None if the storage's kind gives it.
         altered: whether torch shows the stored values negated or conjugated.
@@ -121,8 +120,8 @@ _BUILDERS: dict[tuple[str, str], Callable[..., Any]] = {
     ("__builtin__", "set"): list,  # the same in protocol 2
 }
 
-#: Bytes per element and dtype by the type of a storage. Dtypes without a name in safetensors have
-#: torch's, in small letters.
+#: Type of a storage → bytes per element, and dtype. Dtypes that safetensors doesn't name have
+#: torch's name, in small letters.
 STORAGES: dict[str, tuple[int, str]] = {
     **{dtype.storage: (dtype.bits // 8, name) for name, dtype in DTYPES.items() if dtype.storage},
     "UntypedStorage": (1, "U8"), "ComplexDoubleStorage": (16, "complex128"),
@@ -131,7 +130,7 @@ STORAGES: dict[str, tuple[int, str]] = {
     "TypedStorage": (1, "typed storage without a type"),
 }  # fmt: skip
 
-#: Dtype by its name in torch. Dtypes that a catalog can't have are included, so that the refusal
+#: Torch's name of a dtype → dtype. Dtypes that a catalog can't have are included, so that a refusal
 #: can name them.
 BY_TORCH_NAME: dict[str, str] = {
     **{torch_name: name for name, torch_name in TORCH_DTYPES.items()},
@@ -143,7 +142,7 @@ BY_TORCH_NAME: dict[str, str] = {
 
 #: The advice for a torch file that holds more than a state dict.
 BARE = "Save the bare state dict alone: `torch.save(model.state_dict(), FILE)`."
-#: Arguments that are values themselves.
+#: Instructions that push their argument.
 _VALUES = frozenset({
     "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "STRING",
     "BINSTRING",
@@ -164,7 +163,7 @@ _SINCE_MARK = frozenset({
 })  # fmt: skip
 #: Instructions that take a fixed number of items.
 _TAKEN = {"POP": 1, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPEND": 1, "SETITEM": 2}
-#: What the keys of a dict are, in words, if their type here isn't the one that was saved.
+#: Words for keys of a dict whose type here isn't the saved type.
 _KEYS: dict[type, str] = {
     Described: "tensor",
     Name: "class or function",
@@ -173,12 +172,12 @@ _KEYS: dict[type, str] = {
 
 
 class _OtherError(Exception):
-    """The pickle holds something else than a state dict; it may be whole."""
+    """The pickle holds something else than a state dict. It need not be damaged."""
 
 
 class _Bounded:
-    """The file for `genops`, limited to `left` bytes: a length in the pickle can't make `genops`
-    read more.
+    """A file for `genops`, limited to `left` bytes: no length in the pickle can make `genops` read
+    more.
     """
 
     def __init__(self, stream: BinaryIO, left: int) -> None:
@@ -206,12 +205,12 @@ def unpickle(stream: BinaryIO, nbytes: int, file: str) -> tuple[Any, dict[str, S
         file: the file's name, for messages.
 
     Returns:
-        a value of plain Python types, `Described` and `Name`; the storages that it names, by key,
-        as each was mentioned first.
+        a value of plain Python types, `Described` and `Name`; and its storages by key, each as in
+        its first mention.
 
     Raises:
         RemapError: LR105 if it names anything outside the tables above, LR106 for a quantised
-            tensor and for anything that no state dict has in it, LR102 if it is no valid pickle.
+            tensor and for anything that isn't part of a state dict, LR102 for an invalid pickle.
     """
     storages: dict[str, Storage] = {}
     operations = genops(cast("IO[bytes]", _Bounded(stream, nbytes)))
@@ -239,9 +238,7 @@ def _run(
     storages: dict[str, Storage],
     file: str,
 ) -> Any:
-    """Execute the instructions of Python's `pickletools` by name; returns what is on the stack at
-    the end.
-    """
+    """Execute instructions as `pickletools` decodes them. Returns the last top of the stack."""
     stack: list[Any] = []
     below: list[list[Any]] = []  # the stacks under each open mark
     memo: dict[int, Any] = {}
@@ -271,7 +268,7 @@ def _run(
             stack = []
         elif code == "DUP":
             stack.append(stack[-1])
-        elif code in _TUPLES:  # sets stay sequences: hashing what a file says is not safe
+        elif code in _TUPLES:  # sets become sequences: hashing a file's values is not safe
             stack.append(tuple(items))
         elif code in ("LIST", "EMPTY_LIST", "EMPTY_SET"):
             stack.append(items)
@@ -333,7 +330,7 @@ def _fill(target: Any, items: list[Any]) -> None:
         if not isinstance(key, (str, float, type(None))) and not (
             isinstance(key, int) and key.bit_length() <= 64
         ):
-            if isinstance(key, (list, dict)):  # which Python can't have saved
+            if isinstance(key, (list, dict)):  # Python can't have saved such a key
                 raise TypeError(f"a dict's key is a {type(key).__name__}")
             raise _OtherError(f"a dict's key is a {_KEYS.get(type(key), type(key).__name__)}")
         target[key] = value
@@ -381,8 +378,8 @@ def _build(callee: Any, arguments: Any, file: str) -> Any:
 
 
 def _storage(persistent_id: Any) -> Storage:
-    """`('storage', type, key, location, numel)`, in legacy files with None or `(key, offset,
-    size)` of a part behind it.
+    """The storage of the tuple `('storage', type, key, location, numel)`. In legacy files, None or
+    a part's `(key, offset, size)` follows.
     """
     label, kind, key, _location, numel, *view = persistent_id
     if (

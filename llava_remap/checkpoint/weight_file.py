@@ -1,5 +1,5 @@
-"""Files of weights: each recognised by its first bytes, whatever its format, never by its name. A
-checkpoint in several files has an index, or `-00001-of-00002` in their names.
+"""Reads files of weights. The first bytes of a file show its format, not its name. A checkpoint of
+several files has an index, or `-00001-of-00002` in their names.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from llava_remap.checkpoint.torch_file import read_torch_legacy, read_torch_zip
 from llava_remap.core import Problem, RemapError, quote, quoted, refuse, several
 
 _LFS = b"version https://git-lfs.github.com/spec/v1"
-#: The largest mixtures of experts published have about 150,000.
+#: The largest published mixtures of experts have about 150,000.
 MOST_TENSORS = 300_000
 _FETCH = "Download the shards and the index again, all from one revision."
 _OUTSIDE = "Put the shards beside the index and correct their names in it."
@@ -36,13 +36,13 @@ def read_weight_file(file: Path) -> WeightFile:
     Raises:
         RemapError: LR100 if it can't be read, LR101, LR102, LR105, LR106.
     """
-    has_file(file)  # refuses a pipe, which would take for ever to open
+    has_file(file)  # refuses a pipe, which open() would wait for
     with file.open("rb") as stream:
         head = stream.read(512)
     if head.startswith(_LFS):
         raise _pointers([file])
-    # Before the test for a pickle: a safetensors file may start with any byte, the lowest of its
-    # header's length.
+    # Tested before pickles, since a safetensors file may start with any byte: the lowest byte of
+    # its header's length.
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= LARGEST:
         return WeightFile("safetensors", read_safetensors(file))
     if head.startswith(b"PK\3\4"):
@@ -73,7 +73,7 @@ def read_weight_file(file: Path) -> WeightFile:
 
 
 def read_weight_files(files: list[Path]) -> dict[Path, WeightFile]:
-    """The tensors of several files. All problems are raised together, those of LFS pointers as one.
+    """The tensors of several files. All problems are raised together; LFS pointers are one problem.
 
     Raises:
         RemapError: as `read_weight_file`.
@@ -119,8 +119,8 @@ def _pointers(files: list[Path]) -> _PointerError:
 
 
 def read_index(index: Path) -> dict[Path, WeightFile]:
-    """The shards that the JSON file `index` names, by path. They hold exactly the tensors that the
-    index lists.
+    """The shards that the JSON file `index` names, by path. They hold exactly the tensors listed in
+    the index.
 
     Raises:
         RemapError: LR103 if index and shards disagree, otherwise as `read_weight_file`.
@@ -181,9 +181,9 @@ def shards_beside(weight_map: Mapping[str, str], is_there: Callable[[str], bool]
     """A `weight_map` in which each absent shard is replaced by the file of the same name beside the
     index, if there is one.
 
-    An index may have been written for the folder above,
-    `checkpoint-500/model-00001-of-00002.safetensors`, or be copied from it. The shards' tensors are
-    compared with the index all the same.
+    An index may have been written for the folder above, with names like
+    `checkpoint-500/model-00001-of-00002.safetensors`, or copied from there. The shards' tensors are
+    still compared with the index.
     """
     places = {}
     for name in set(weight_map.values()):
@@ -193,8 +193,8 @@ def shards_beside(weight_map: Mapping[str, str], is_there: Callable[[str], bool]
 
 
 def _elsewhere(index: Path, absent: Sequence[str]) -> str:
-    """How to move shards that lie in one sub-folder of the index's folder beside the index; empty
-    if they lie elsewhere.
+    """The command that moves shards from one sub-folder beside the index, in words; empty if they
+    lie elsewhere.
     """
     names = [PureWindowsPath(name).name for name in absent]
     for folder in sorted(path for path in index.parent.iterdir() if path.is_dir()):
@@ -209,9 +209,7 @@ def _elsewhere(index: Path, absent: Sequence[str]) -> str:
 
 
 def _instead(index: Path) -> str:
-    """How to read complete weights that lie beside an index and don't belong to it; empty if there
-    are none.
-    """
+    """How to read complete weights beside an index that aren't its shards; empty without such."""
     names = {path.name for path in index.parent.iterdir() if path.is_file()}
     form = choose_form(names - {index.name})
     if form is None or form.is_aside or form.is_index or form.total not in (None, len(form.files)):
@@ -228,7 +226,7 @@ def _instead(index: Path) -> str:
 
 
 def _is_inside(name: str) -> bool:
-    """Whether a file name leads only downwards, on any system."""
+    """Whether a file name stays inside its folder, on any system."""
     paths = (PurePosixPath(name), PureWindowsPath(name))
     return (
         name.isprintable()
@@ -269,7 +267,7 @@ def _refuse_disagreement(
         ),
     )
     twice = _in_two_shards(files)
-    # Tensors that the shards lack or have twice are no fault of the index.
+    # Missing or repeated tensors are the shards' fault, not the index's.
     fix = _FETCH if lost or twice or not (moved or unlisted) else _instead(index) or _FETCH
     if problems := twice + [Problem("LR103", c, fix, tuple(names)) for c, names in causes if names]:
         raise RemapError(problems)

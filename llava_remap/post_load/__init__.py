@@ -1,7 +1,7 @@
 """Post-load rules: plug-ins that change or make tensors after the rename.
 
-Everything that a plug-in needs is exported here: the protocol (`PostLoadRule`, with what it takes
-and returns), dtypes and their conversion, and how a plug-in refuses.
+This module exports everything that a plug-in needs: the protocol (`PostLoadRule`, with its
+arguments and results), dtypes and their conversion, and the means to refuse.
 """
 
 from llava_remap.core.dtypes import DTYPE_BITS, FLOATS, from_float64, is_finite, to_float64

@@ -21,14 +21,13 @@ class Change:
 
     Attributes:
         target: its name.
-        dtype: the dtype that is written, as the source has it or --dtype says; the rule doesn't
-            change it.
+        dtype: the dtype to write: the source's, or that of --dtype. The rule doesn't change it.
         shape_before: the shape in the source; None for a tensor that no source has and the rule
             makes.
-        shape_after: the shape that is written.
-        reads: the target tensors whose values go into it; they are checked to be finite first.
-        facts: other results of the planning, as JSON values. The bytes written follow from the
-            rule's options, this change and the tensors read: the plug-in gets nothing else then,
+        shape_after: the shape to write.
+        reads: the target tensors whose values it depends on. They are first checked to be finite.
+        facts: other results of the planning, as JSON values. The written bytes depend only on the
+            rule's options, this change and the tensors read. The plug-in then gets nothing else,
             for example no tokenizer.
     """
 
@@ -61,15 +60,14 @@ class Effect:
 
 @dataclass(frozen=True, slots=True)
 class Before:
-    """The model as the plan has it when post-load rules are asked.
+    """The planned model before a post-load rule.
 
     Attributes:
-        tensors: dtype, as written, and shape of every target tensor that sources have and that will
-            be written, by name.
-        missing: shape of every parameter of the target that no source has, by name, without tied
+        tensors: name → dtype and shape to write, for every target tensor that comes from a source.
+        missing: name → shape, for every parameter of the target that no source has, except tied
             parameters.
         rows_needed: rows that the vocabulary needs: one more than the largest token id.
-        token_ids: the id of every token, new tokens included; None where no source has a tokenizer.
+        token_ids: the id of every token, including new tokens; None if no source has a tokenizer.
         embedding: name of the table of token embeddings.
         head: name of the matrix that turns hidden states into logits.
         config: the target's config.
@@ -84,7 +82,7 @@ class Before:
     config: Mapping[str, Any] = field(default_factory=dict)
 
     def after(self, moved: Mapping[str, str]) -> Before:
-        """The same model once tensors have got other names."""
+        """The same model after tensors are renamed."""
         stay = {name: tensor for name, tensor in self.tensors.items() if name not in moved}
         tensors = stay | {moved[name]: self.tensors[name] for name in moved}
         left = {name: self.tensors[name][1] for name in moved}
@@ -94,12 +92,12 @@ class Before:
 
 @dataclass(frozen=True, slots=True)
 class OldBytes:
-    """A run of the tensor's own bytes, row-major, in the dtype that is written.
+    """A run of the tensor's old bytes, row-major, in the dtype to write.
 
     Attributes:
-        offset: counted from the tensor's first byte.
-        nbytes: a number of whole elements.
-        negated: whether each number has the other sign.
+        offset: bytes from the tensor's first byte.
+        nbytes: bytes of whole elements.
+        negated: whether each number is negated.
     """
 
     offset: int
@@ -116,11 +114,11 @@ class Reader(Protocol):
     def __call__(
         self, target: str, start: int, stop: int, *, as_stored: bool
     ) -> NDArray[np.floating[Any]]:
-        """Rows start..stop along the first dimension, [stop - start, …], as float64: the source's
-        values.
+        """The source's rows from `start` to `stop` along the first dimension, [stop - start, …], as
+        float64.
 
-        `as_stored`: in the numpy dtype of the stored numbers, BF16 as float32. Sums of such numbers
-        overflow earlier than those of float64.
+        `as_stored`: in the numpy dtype of the stored numbers, with BF16 as float32. Sums of such
+        numbers overflow earlier than sums of float64.
         """
         ...
 
@@ -131,19 +129,18 @@ class PostLoadRule(Protocol):
     """
 
     def plan(self, before: Before) -> Effect:
-        """The changes, from shapes alone, and the same every time."""
+        """The changes, from shapes alone. The result must be the same every time."""
         ...
 
     def pieces(
         self, changes: Sequence[Change], read: Reader
     ) -> Mapping[str, Iterator[OldBytes | bytes]]:
-        """The changed tensors by target name, each piece by piece in order: runs of old bytes, and
-        new values in the tensor's dtype, little-endian.
+        """Target name → the pieces of the changed tensor, in order: runs of old bytes, and new
+        values in the tensor's dtype, little-endian.
 
-        A job asks once, with all changes of the rule, and then takes each tensor at most once: in
-        any order, and perhaps several at the same time in several threads. Results that tensors
-        share (for example a mean that is computed once) belong into an object that their iterators
-        share.
+        A job calls this once with all changes of the rule. It then consumes each tensor at most
+        once, in any order, possibly several tensors at the same time in several threads. Results
+        that tensors share, such as a mean, belong into an object that their iterators share.
 
         New values that are inf or NaN are refused when they are written (LR406).
         """

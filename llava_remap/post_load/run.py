@@ -1,4 +1,4 @@
-"""Calls plug-ins, which are other people's code, and checks their plans and their bytes."""
+"""Calls plug-ins, which are other people's code, and checks their plans and bytes."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def load_post_load_rule(use: str, options: Mapping[str, Any]) -> PostLoadRule:
     """The installed plug-in of a name, with its options validated.
 
     Raises:
-        RemapError: LR212 for a name that isn't installed or options that don't fit.
+        RemapError: LR212 if no plug-in of this name is installed, or if its options are invalid.
     """
     with _own_faults(use):
         try:
-            # As JSON, as in a plan: there an array is a list or a tuple, as the model wants it.
+            # As JSON, like a plan: an array then becomes a list or a tuple, as the model has it.
             rule: PostLoadRule = _entry(use).load().model_validate_json(json.dumps(options))
         except ValidationError as error:
             reasons = "; ".join(
@@ -55,19 +55,19 @@ def takes(use: str, option: str) -> bool:
     """Whether a plug-in has an option of this name.
 
     Raises:
-        RemapError: LR212 for a name that isn't installed.
+        RemapError: LR212 if no plug-in of this name is installed.
     """
     with _own_faults(use):
         return option in getattr(_entry(use).load(), "model_fields", ())
 
 
 def plan_changes(use: str, options: Mapping[str, Any], before: Before) -> Effect:
-    """The changes that a plug-in plans. Their facts have passed through JSON, as they do in a
-    record from which the changes are made again.
+    """The changes that a plug-in plans. Their facts have passed through JSON, as in a record from
+    which the changes are made again.
 
     Raises:
-        RemapError: LR212 as `load_post_load_rule`, and for tensors that the model doesn't have.
-            Whether a source has a tensor that the plug-in makes, the plan checks (LR304).
+        RemapError: LR212 as `load_post_load_rule`, and for tensors that the model doesn't have. The
+            plan checks that no source has a tensor that the plug-in makes (LR304).
     """
     with _own_faults(use):
         effect = load_post_load_rule(use, options).plan(before)
@@ -98,8 +98,8 @@ def plan_changes(use: str, options: Mapping[str, Any], before: Before) -> Effect
 
 
 def _check_config(use: str, effect: Effect) -> None:
-    """LR212 for values of the config that decide the class or are no plain values, and for an
-    effect that the record wouldn't show, since it changes no tensor.
+    """LR212 for config values that decide the class or aren't plain values. Also for an effect
+    without a changed tensor, since the record wouldn't show it.
     """
     for key, value in effect.config.items():
         plain = isinstance(value, (str, int)) or (isinstance(value, float) and isfinite(value))
@@ -113,8 +113,8 @@ def _moved(use: str, moved: Mapping[str, str], before: Before) -> Before:
     """The model with its tensors moved.
 
     Raises:
-        RemapError: LR212 for a tensor or a parameter that isn't there. Whether another tensor has
-            the name already, the plan checks (LR304).
+        RemapError: LR212 for an unknown tensor or parameter. The plan checks that no other tensor
+            has the new name (LR304).
     """
     for name, place in moved.items():
         if name not in before.tensors or place not in {**before.missing, **before.tensors}:
@@ -127,12 +127,12 @@ def _moved(use: str, moved: Mapping[str, str], before: Before) -> Before:
 def make_pieces(
     use: str, options: Mapping[str, Any], changes: Sequence[Change], read: Reader
 ) -> dict[str, Iterator[OldBytes | bytes]]:
-    """The changed tensors from a plug-in by target name, each piece by piece: as many bytes as
-    planned, old bytes that exist, finite new values. Each can be taken once.
+    """Target name → the pieces of a changed tensor from a plug-in, checked: as many bytes as
+    planned, existing old bytes, finite new values. Each tensor can be consumed once.
 
     Raises:
-        RemapError: LR212 as `load_post_load_rule`, and where the plug-in makes anything else;
-            LR406 for inf or NaN.
+        RemapError: LR212 as `load_post_load_rule`, and if the plug-in makes anything else; LR406
+            for inf or NaN.
     """
     with _own_faults(use):
         made = load_post_load_rule(use, options).pieces(changes, read)
@@ -176,18 +176,18 @@ def _checked(
 
 
 class PostLoadRules:
-    """The post-load rules of one job. Each is asked once for all its changes, from any thread.
+    """The post-load rules of one job. Each is called once for all its changes, from any thread.
 
     Args:
         changes: plug-in, options and change of each changed tensor.
-        read: gives rows of tensors as they were before.
+        read: reads rows of tensors before the change.
     """
 
     def __init__(
         self, changes: Iterable[tuple[str, Mapping[str, Any], Change]], read: Reader
     ) -> None:
         self._read, self._lock = read, Lock()
-        #: By target: its rule, with all changes of the rule.
+        #: Target → its rule, with all changes of the rule.
         self._rules: dict[str, tuple[str, Mapping[str, Any], list[Change]]] = {}
         self._made: dict[str, Iterator[OldBytes | bytes]] = {}
         by_rule: dict[str, tuple[str, Mapping[str, Any], list[Change]]] = {}
@@ -197,7 +197,7 @@ class PostLoadRules:
             rule[2].append(change)
 
     def pieces(self, target: str) -> Iterator[OldBytes | bytes]:
-        """One changed tensor. If one is asked for again, all tensors of its rule are made anew.
+        """The pieces of one changed tensor. A second call makes all tensors of its rule again.
 
         Raises:
             RemapError: as `make_pieces`.
@@ -209,7 +209,7 @@ class PostLoadRules:
 
 
 def _options(use: str, options: Mapping[str, Any]) -> str:
-    """Advice on wrong options: the option nearest to an unknown one, else all options."""
+    """Advice on wrong options: the known option that is most similar, or else all options."""
     known = list(getattr(_entry(use).load(), "model_fields", ()))
     for name in options:
         if name not in known and (near := difflib.get_close_matches(name, known, 1)):
@@ -225,15 +225,15 @@ def provenance(use: str) -> str:
 
 @lru_cache(maxsize=1)
 def _installed(path: tuple[str, ...]) -> dict[str, EntryPoint]:
-    """The plug-ins of the packages on the search path. Finding them means reading the metadata of
-    every installed package, and a job needs them for each of its rules.
+    """The plug-ins of the packages on the search path. Cached, since finding them reads the
+    metadata of every installed package.
     """
     return {entry.name: entry for entry in entry_points(group=GROUP)}
 
 
 def _entry(use: str) -> EntryPoint:
     installed = _installed(tuple(sys.path))
-    if use not in installed:  # perhaps it was installed since, as from a notebook
+    if use not in installed:  # a notebook may have installed it just now
         _installed.cache_clear()
         installed = _installed(tuple(sys.path))
     if use not in installed:
@@ -247,8 +247,8 @@ def _entry(use: str) -> EntryPoint:
 
 
 def _check_makes(use: str, change: Change, before: Before) -> None:
-    """LR212 for a tensor to be made that the model doesn't have or has in another shape, or for a
-    dtype that no parameter has.
+    """LR212 for a new tensor that the model doesn't have or has in another shape, or for a dtype
+    that no parameter has.
     """
     have = before.tensors.get(change.target)
     shape = before.missing.get(change.target) if have is None else have[1]
@@ -266,8 +266,8 @@ def _check_makes(use: str, change: Change, before: Before) -> None:
 
 
 def _check_made(use: str, made: bytes, change: Change) -> None:
-    """LR406 for new values that aren't finite. The values that they were made from are finite, so
-    the new ones don't fit into the dtype.
+    """LR406 for new values that aren't finite. They are made from finite values, so they don't fit
+    into the dtype.
     """
     import numpy as np
 
@@ -288,8 +288,8 @@ def _check_made(use: str, made: bytes, change: Change) -> None:
 
 @contextlib.contextmanager
 def _own_faults(use: str) -> Iterator[None]:
-    """LR212 for errors inside a plug-in. Its own refusals, errors of the system and a lack of
-    memory pass.
+    """LR212 for errors inside a plug-in. Refusals, errors of the system and a lack of memory pass
+    unchanged.
     """
     try:
         yield
@@ -304,26 +304,26 @@ def _fault(use: str, fault: str) -> RemapError:
 
 
 class _NotAtHandError(RemapError):
-    """New values are made from tensors that aren't known yet."""
+    """New values depend on tensors that aren't known yet."""
 
 
 def find_old_bytes(
     use: str, options: Mapping[str, Any], change: Change
 ) -> list[tuple[int, int]] | None:
-    """The runs of a changed tensor that, one behind the other, are the tensor as it was; None where
-    not all of it is kept.
+    """The runs of a changed tensor that together are the old tensor, in order; None if the changed
+    tensor doesn't have all of it.
 
-    A run is an offset, counted from the first byte of the changed tensor, and a number of bytes.
-    The plug-in is asked only until all runs are found, so new values behind the old ones are never
-    computed. New values before them can't be computed, since the tensors that they are made from
-    aren't known yet: the answer is None.
+    A run is an offset from the first byte of the changed tensor, and a number of bytes. Pieces are
+    taken from the plug-in only until all runs are found, so new values after the old bytes are
+    never computed. New values before them can't be computed, since the tensors that they depend on
+    aren't known yet: the result is None.
 
     Raises:
         RemapError: LR212 as `make_pieces`.
     """
     assert change.shape_before is not None, "a tensor that a rule made has no old bytes"
     nbytes = prod(change.shape_before) * DTYPE_BITS[change.dtype] // 8
-    #: Old bytes that come later: their old offset, their number, and their offset now.
+    #: Old bytes whose predecessors aren't found yet: old offset, number of bytes, new offset.
     waiting: list[tuple[int, int, int]] = []
     found: list[tuple[int, int]] = []
     reached = at = 0

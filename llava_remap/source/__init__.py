@@ -1,1 +1,1 @@
-"""What the user named → a local checkpoint: defaults, the hub, files."""
+"""Finds the local checkpoint of each source: given, by default, or from the hub."""

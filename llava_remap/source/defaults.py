@@ -1,5 +1,5 @@
-"""The sources that a job needs and the user doesn't give: what a rule file, a config or an adapter
-names for them.
+"""Opens sources that a job needs and the user doesn't give, as a rule file, a config or an adapter
+names them.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from llava_remap.source.sources import is_there, last_part, open_source
 def open_first(
     rules: RuleFile, checkpoints: Mapping[str, Checkpoint], offline: bool
 ) -> dict[str, Checkpoint]:
-    """The checkpoints with the first source, even if that isn't given.
+    """The checkpoints, with the first source opened if it isn't given.
 
-    The first source is then the model that a given adapter or projector was trained from, as its
-    own files name it; without adapter and projector, it is the rule file's default.
+    The first source is then the model that a given adapter or projector was trained from, according
+    to its own files. Without adapter and projector, it is the rule file's default.
 
     Raises:
-        RemapError: LR211 if nothing names it; any error of opening it.
+        RemapError: LR211 if nothing names the first source; any error of opening it.
     """
     first = rules.first_source
     if first in checkpoints:
@@ -76,11 +76,10 @@ def open_needed(
     config: Mapping[str, Any] | None,
     offline: bool,
 ) -> tuple[dict[str, Checkpoint], list[Problem], list[Problem]]:
-    """The checkpoints, with the defaults of the sources that are needed and not given; problems and
-    notes.
+    """The checkpoints, with defaults for needed sources that aren't given; problems; notes.
 
-    A problem says why a default can't be opened, or, LR302, that there is none. A note, LR316, says
-    that the config names another checkpoint, and the default of the same name was taken.
+    A problem says why a default can't be opened, or (LR302) that there is none. A note (LR316) says
+    that the config names another checkpoint, and that the default of the same name is used instead.
 
     Args:
         config: the config that describes the language model; it may name a default.
@@ -124,10 +123,10 @@ def named_tower(rules: RuleFile, config: Mapping[str, Any] | None) -> str:
 def taken_by_default(
     rules: RuleFile, name: str, config: Mapping[str, Any] | None
 ) -> tuple[str, str]:
-    """The repository or path that is taken for a source that isn't given, and why, in words.
+    """The repository or path that is used if a source isn't given, and the reason in words.
 
-    The first is empty if the user has to give it: nothing names one, or what the config names
-    isn't here. What no repository has is found only when it is downloaded.
+    The repository is empty if the user must give the source: nothing names one, or the path in the
+    config doesn't exist. Whether a repository exists shows only in the download.
 
     Args:
         config: the config that describes the language model; it may name a default.
@@ -151,8 +150,8 @@ def taken_by_default(
 
 
 def other_than_default(source: Source, config: Mapping[str, Any] | None) -> str | None:
-    """The repository or path that a config names for a source, if it ends in another name than the
-    rule file's default; else None.
+    """The repository or path that a config names for a source, if its last part differs from that
+    of the rule file's default; else None.
     """
     default = source.default
     if not isinstance(default, NamedDefault) or default.default is None:
@@ -166,8 +165,8 @@ def other_than_default(source: Source, config: Mapping[str, Any] | None) -> str 
 def _open_default(
     rules: RuleFile, name: str, config: Mapping[str, Any] | None, offline: bool
 ) -> tuple[Checkpoint, list[Problem]]:
-    """The checkpoint that the config names for a source, else the rule file's own default; and a
-    note if the default replaces the named one.
+    """The checkpoint that the config names for a source, or else the rule file's default. A note
+    says if the default replaces the named checkpoint.
     """
     source, give = rules.text.sources[name], f"Give it: --source {name}=DIR."
     why = f"source `{name}` is not given"
@@ -224,8 +223,8 @@ def _open_default(
 
 
 def _named_default(rules: RuleFile, source: Source) -> NamedDefault | None:
-    """The key of a config that names a source. For a tower whose default is only a repository, it
-    is the key that `target.towers` reads.
+    """The config key that names a source. For a tower with only a repository as default, it is the
+    key that `target.towers` reads.
     """
     if isinstance(source.default, NamedDefault):
         return source.default
@@ -238,8 +237,8 @@ def _named_default(rules: RuleFile, source: Source) -> NamedDefault | None:
 
 
 def _repository_or_path(named: str) -> str:
-    """The path or repository that a config names, as it can be opened here: a path in another
-    machine's hub cache becomes the repository.
+    """A path or repository from a config, to open on this machine: a path in another machine's hub
+    cache becomes the repository.
     """
     return named if is_there(Path(named)) else repository_of_cache(named) or named
 
@@ -247,10 +246,10 @@ def _repository_or_path(named: str) -> str:
 def _open_named(
     name: str, text: str, source: Source, offline: bool, why: str, *, first: bool = False
 ) -> Checkpoint:
-    """Open what a rule file or a config names: a path on this disk or a repository.
+    """Open a path on this disk or a repository that a rule file or a config names.
 
     Args:
-        why: who names it, for the report.
+        why: what names it, for the report.
     """
     if not is_there(Path(text)) and parse_repository(text) is None:
         raise AbsentError.of(
@@ -266,7 +265,7 @@ def _open_named(
 
 @contextlib.contextmanager
 def _wanted(why: str, give: str) -> Iterator[None]:
-    """Add to the errors of opening a source why the source is wanted and how to give it."""
+    """Add to an error of opening a source why the source is needed, and how to give it."""
     try:
         yield
     except RemapError as error:

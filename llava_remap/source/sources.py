@@ -1,4 +1,4 @@
-"""From the sources that a user names to checkpoints, on this disk or on the hub."""
+"""Opens the sources that a user names, on this disk or on the hub, as checkpoints."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from llava_remap.core import quoted, refuse
 from llava_remap.rulefile import RuleFile
 from llava_remap.source.hub import download, parse_repository, repository_of_cache
 
-#: One source, as Python gives it: a path or hub id, tensors in memory with their config, or
-#: {tensor name: tensor} alone.
+#: One source in Python: a path or hub id, tensors in memory with their config, or {tensor name:
+#: tensor} alone.
 AnySource: TypeAlias = str | Path | InMemory | Mapping[str, Any]
-#: The sources of a job: the first one alone, a list of `[NAME=]SRC`, or {source name: source}.
+#: The sources of a job: only the first source, a list of `[NAME=]SRC`, or {source name: source}.
 Sources: TypeAlias = AnySource | Sequence[AnySource] | Mapping[str, AnySource]
-#: A part of the names of models that were released in 2023 as differences to LLaMA.
+#: The word in the names of models that were released in 2023 as differences to LLaMA.
 _DELTA = re.compile(r"(?:^|[-_.])delta(?:[-_.]|$)", re.IGNORECASE)
 
 
@@ -56,7 +56,7 @@ def open_given(
 
 
 def as_source(given: object) -> str | InMemory:
-    """One SRC as Python gives it: a path or hub id, or tensors in memory.
+    """One SRC given in Python: a path or hub id, or tensors in memory.
 
     Raises:
         RemapError: LR211 for anything else.
@@ -93,7 +93,7 @@ def name_sources(
 def name_sources(
     names: Sequence[str], given: Sources, option: str = "--source"
 ) -> Mapping[str, str | InMemory]:
-    """The SRC of each source; of several without names, a bare SRC is the first name's.
+    """The SRC of each source. A SRC without a name belongs to the first name.
 
     Args:
         names: the names of all sources.
@@ -136,7 +136,7 @@ def _named(names: Sequence[str], given: Sources) -> Iterator[tuple[str, object]]
     ):
         given = [given]
     if isinstance(given, Mapping):
-        if not given:  # the state dict of a process that holds no tensors, and no wish for defaults
+        if not given:  # a state dict without tensors; defaults weren't asked for
             raise refuse(
                 "LR211",
                 "the sources are an empty dict.",
@@ -185,14 +185,14 @@ def open_source(
         text: the SRC.
         use: the uses of the source, as in a rule file's `use`.
         first: whether it is the job's main source. Another source may be a folder with only a
-            config, for a part that the first source has already.
-        part: whether a part of a model is enough, an adapter or a projector; but not only a config.
-        offline: whether only earlier downloads are taken from the hub.
-        default: whether a rule file names it, so that it is no mistyped path.
+            config, for a part that the first source already has.
+        part: whether a part of a model is enough: an adapter or a projector. A config isn't enough.
+        offline: whether to use only earlier downloads from the hub.
+        default: whether a rule file names the source, so that it is no mistyped path.
 
     Raises:
-        RemapError: as `open_checkpoint` and `download`; LR106 for delta weights, LR211 for a home
-            folder that isn't known.
+        RemapError: as `open_checkpoint` and `download`; LR106 for delta weights, LR211 for an
+            unknown home folder.
     """
     if isinstance(text, InMemory):
         return open_in_memory(name, text, part=part)
@@ -234,12 +234,11 @@ def open_again(
     unused: Sequence[str] = (),
     offline: bool = False,
 ) -> dict[str, Checkpoint]:
-    """The sources that a folder was made from, as given again by `[NAME=]SRC` arguments.
+    """The sources that a folder was made from, given again by `[NAME=]SRC` arguments.
 
     Args:
-        locations: where they were, by name.
-        unused: further sources that may be given. They aren't opened, as no tensor was taken from
-            them.
+        locations: name → earlier location.
+        unused: further sources that may be given. They aren't opened, since no tensor is from them.
 
     Raises:
         RemapError: as `name_sources` and `open_source`; LR111 for a manifest, LR211 for a source
@@ -279,15 +278,14 @@ def last_part(text: str) -> str:
 
 
 def short_name(text: str) -> str:
-    """The last part of a SRC, without a hub id's revision, for the name of an output. A step of a
-    training (`checkpoint-500`), which every training has, follows the name of the training's
-    folder.
+    """The last part of a SRC, without a hub id's revision, for the name of an output. The name of a
+    training's step (`checkpoint-500`) gets the name of the training's folder as prefix.
     """
     repository = None if is_there(Path(text)) else parse_repository(text)
     if repository:
         return repository.id.rpartition("/")[2]
     path = Path(text)
-    with contextlib.suppress(RuntimeError):  # a home that isn't known
+    with contextlib.suppress(RuntimeError):  # an unknown home folder
         path = path.expanduser()
     # Unlike `Path.resolve`, `realpath` accepts links that lead in a circle.
     path = Path(os.path.realpath(path))
@@ -305,8 +303,8 @@ def _open(path: Path, weights: bool, first: bool, part: bool) -> Checkpoint:
 
 
 def is_there(path: Path) -> bool:
-    """Whether a path names something here, even a link to nowhere or something that mustn't be
-    read: then no hub id is meant.
+    """Whether a path exists here, even as a broken link or without permission to read. It is then
+    not taken as a hub id.
     """
     try:
         path.lstat()

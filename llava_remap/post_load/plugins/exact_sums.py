@@ -1,17 +1,17 @@
-"""Sums over the rows of a matrix that are the same, to the last bit, on every machine.
+"""Computes sums over the rows of a matrix that are the same, to the last bit, on every machine.
 
-A sum of floats depends on its order, and a matrix product takes the order that suits the processor.
+A sum of floats depends on its order, and a matrix product uses the order that suits the processor.
 Sums of small integers are exact in any order, fused or not. So each chunk of rows is scaled column
 by column with powers of two and rounded to integers:
 
-- `high`: 25 bits. A normal has 19 bits (see `normals`), so 512 products of the two come to at most
+- `high`: 25 bits. A normal has 19 bits (see `normals`), so 512 products of both add up to at most
   2^(25 + 19 + 9) = 2^53 units: the product of a chunk is exact, whichever library computes it.
 - `low`: the rest, 43 bits. Sums of 512 of these, and of `high` alone, are exact too.
 
 Together the two reach 69 bits below the column's largest value, so they hold every F16.
 
-An F16 is a multiple of 2^-24: below 2 it has 25 bits, and `high` is all of it. So a chunk of such
-rows, as those of embeddings mostly are, needs no scaling.
+An F16 is a multiple of 2^-24. Below 2 it has 25 bits, and `high` holds all of them. So a chunk of
+such rows needs no scaling; most rows of embeddings are such.
 
 The other operations are elementwise and in the order of the chunks: numpy's + − × ÷, each rounded
 as IEEE 754 says.
@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 CHUNK_ROWS = 512
 
 #: Rows scaled and rounded at once, few enough to stay in the processor's cache. No sum depends on
-#: it.
+#: this number.
 _BLOCK_ROWS = 32
 _HIGH, _LOW = 25, 44
 #: The sums are kept in units of 2^64, so that no sum of F64 overflows.
@@ -41,11 +41,11 @@ _LOWEST = -800
 
 
 class ExactSums:
-    """Sums over rows x_i, [columns], and normals z_i, [new], that belong to them."""
+    """Sums over rows x_i, [columns], and their normals z_i, [new]."""
 
     def __init__(self, columns: int, new: int) -> None:
         self._rows = 0
-        # Σ x, and what rounding took from it.
+        # Σ x, and its rounding error.
         self._sum, self._lost = np.zeros(columns), np.zeros(columns)
         self._sum_high = np.zeros(columns)
         self._sum_z = np.zeros(new)
@@ -84,7 +84,7 @@ class ExactSums:
         self._rows += len(x)
 
     def _add_to_sum(self, term: NDArray[np.float64]) -> None:
-        """Add, and keep what rounding takes (Knuth's two-sum, The Art of Computer Programming 2,
+        """Add, and keep the rounding error (Knuth's two-sum, The Art of Computer Programming 2,
         4.2.2).
         """
         total = self._sum + term
@@ -93,7 +93,7 @@ class ExactSums:
         self._sum = total
 
     def mean(self, dtype: str) -> NDArray[np.float64]:
-        """Mean of the rows, [columns]. Rounded to `dtype`, it is the exact mean rounded to it."""
+        """Mean of the rows, [columns]. Rounding it to `dtype` gives the rounded exact mean."""
         unit = Fraction(2**_UNIT, self._rows)
         exact = (
             (Fraction(s) + Fraction(lost)) * unit
@@ -119,8 +119,8 @@ def _has_25_bits(x: NDArray[np.floating[Any]]) -> bool:
 
 
 def _scales(x: NDArray[np.floating[Any]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """For each column of a chunk, the factor that makes 25 bits of its largest value, and one such
-    unit in units of the sums.
+    """For each column of a chunk: the factor that scales its largest value to 25 bits, and the unit
+    of scaled values in units of the sums.
     """
     largest = np.maximum(x.max(axis=0), -x.min(axis=0))
     exponent = np.maximum(np.frexp(largest)[1], _LOWEST)
@@ -128,11 +128,11 @@ def _scales(x: NDArray[np.floating[Any]]) -> tuple[NDArray[np.float64], NDArray[
 
 
 def _to_float(value: Fraction, dtype: str) -> float:
-    """A float that is rounded to `dtype` as `value` itself would be.
+    """A float64 that rounds to `dtype` as `value` itself does.
 
-    Rounded twice to nearest, a value beside a tie can go the wrong way. Rounded to odd first (to
-    the one of the two floats around it whose last bit is set), it can't (Boldo and Melquiond,
-    2008).
+    Rounding twice to nearest can go wrong beside a tie. So `value` is first rounded to odd: to the
+    neighbouring float whose last bit is set. Then the second rounding is right (Boldo and
+    Melquiond, 2008).
     """
     nearest = float(value)
     if dtype == "F64" or nearest == value or np.float64(nearest).view(np.int64) & 1:

@@ -1,13 +1,13 @@
-"""More rows for the vocabulary: `embed_tokens` and `lm_head` grown to hold new tokens.
+"""Adds rows for new tokens to `embed_tokens` and `lm_head`.
 
-By default new rows are drawn from N(mean, scale·cov) of the rows of `embed_tokens`, for both
-matrices, as LLaVA's conversion scripts do. With X the n rows and z ~ N(0, I_n), `mean +
-sqrt(scale/n)·(X − mean)ᵀz` has exactly that distribution (its covariance is scale/n·(X − mean)ᵀ(X −
-mean)), also where the covariance is singular; neither it nor a Cholesky factor of it is ever
-formed.
+By default, new rows of both matrices are drawn from N(mean, scale·cov) of the rows of
+`embed_tokens`, as in LLaVA's conversion scripts. With X the n rows and z ~ N(0, I_n), `mean +
+sqrt(scale/n)·(X − mean)ᵀz` has exactly that distribution: its covariance is scale/n·(X − mean)ᵀ(X −
+mean). This also holds for a singular covariance. Neither the covariance nor its Cholesky factor is
+ever computed.
 
-The rows are the same on every machine: the normals (`normals`) and the sums (`exact_sums`) are, and
-the rest is elementwise.
+The rows are the same on every machine: so are the normals (`normals`) and the sums (`exact_sums`),
+and all other operations are elementwise.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from llava_remap.post_load import (
     refuse,
 )
 
-#: New rows made at a time. For each group the old rows are read once.
+#: New rows made at a time. Each such group reads the old rows once.
 GROUP_ROWS = 512
-#: The values of `init` that use an option. With another value the option would do nothing, so it is
-#: an error.
+#: Option → the values of `init` that use it. With any other value, the option is an error, since it
+#: would do nothing.
 USED_BY: Mapping[str, tuple[str, ...]] = {
     "statistics": ("multivariate_normal", "mean"),
     "scale": ("multivariate_normal",),
@@ -48,9 +48,9 @@ class ExpandEmbeddings(BaseModel):
 
     vocab: Literal["pad", "keep"] | Annotated[int, Field(ge=1, lt=2**31)] = Field(
         "pad",
-        description="the number of rows. pad: if there are fewer rows than tokens, as many as the "
-        "tokens need, rounded up to a multiple of `pad_to_multiple_of`; keep: as many as there "
-        "are; a number: this many. On the command line: `--vocab`",
+        description="the number of rows. pad: if there are fewer rows than tokens, the rows that "
+        "the tokens need, rounded up to a multiple of `pad_to_multiple_of`; keep: the present "
+        "number; or a number. On the command line: `--vocab`",
     )
     pad_to_multiple_of: int = Field(
         64,
@@ -66,8 +66,8 @@ class ExpandEmbeddings(BaseModel):
     )
     statistics: Literal["embed_tokens", "own"] = Field(
         "embed_tokens",
-        description="which mean and covariance: those of embed_tokens for both matrices, as in "
-        "LLaVA's scripts, or each matrix's own",
+        description="source of mean and covariance. embed_tokens: its rows, for both matrices, as "
+        "in LLaVA's scripts; own: each matrix's own rows",
     )
     scale: float = Field(1e-5, ge=0, allow_inf_nan=False, description="factor on the covariance")
     std: float = Field(
@@ -79,7 +79,7 @@ class ExpandEmbeddings(BaseModel):
     token: str | None = Field(
         None,
         min_length=1,
-        description="the token whose row is copied, in each matrix its own row, spelt as in the "
+        description="the token whose row is copied, within each matrix; spelt as in the "
         "tokenizer's files (`▁Hello`)",
     )
     seed: int = Field(
@@ -101,11 +101,11 @@ class ExpandEmbeddings(BaseModel):
         return self
 
     def plan(self, before: Before) -> Effect:
-        """Grow both matrices as `vocab` says; rows are never taken away. The gate checks that there
-        are enough rows for all tokens.
+        """Grow both matrices as `vocab` says; rows are never removed. The gate checks that all
+        tokens have rows.
 
         Raises:
-            RemapError: LR212 where the token to copy has no row.
+            RemapError: LR212 if the token to copy has no row.
         """
         table = before.embedding
         if table not in before.tensors or len(before.tensors[table][1]) != 2:
@@ -157,9 +157,7 @@ class ExpandEmbeddings(BaseModel):
     def pieces(
         self, changes: Sequence[Change], read: Reader
     ) -> Mapping[str, Iterator[OldBytes | bytes]]:
-        """The old rows as they are, then the new ones, rounded once to the dtype that is
-        written.
-        """
+        """The old rows unchanged, then the new rows, rounded once to the dtype to write."""
         from llava_remap.post_load.plugins.new_rows import NewRows
 
         made = NewRows(self.init, self.std, self.scale, self.seed, GROUP_ROWS, read)
@@ -167,9 +165,7 @@ class ExpandEmbeddings(BaseModel):
 
 
 def _are_alike(matrices: Sequence[tuple[str, str, tuple[int, ...]]], new: int) -> bool:
-    """Whether there are two matrices of one dtype and shape whose new rows can be drawn in one
-    group.
-    """
+    """Whether two matrices have the same dtype and shape, and their new rows fit into one group."""
     return len(matrices) == 2 and matrices[0][1:] == matrices[1][1:] and 2 * new <= GROUP_ROWS
 
 

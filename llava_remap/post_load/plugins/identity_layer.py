@@ -1,4 +1,4 @@
-"""A linear layer more that changes nothing, for a model whose class has two and whose checkpoints
+"""Adds a linear layer that changes nothing, for models whose class has two and whose checkpoints
 have one.
 
 LLaVA 1.0 has one linear layer between tower and language model; transformers' LLaVA has two with an
@@ -8,9 +8,9 @@ activation between them. There are two forms in which both compute the same:
   ones on the diagonal and zeros elsewhere. Products with 0 or 1 and sums with 0 are exact. Only the
   sign of a zero is lost, and inf becomes NaN.
 - gelu: for programs that put a GELU there, whatever the config says. gelu(x) - gelu(-x) = x, since
-  gelu(x) = x * F(x) with F(x) + F(-x) = 1; this holds for its usual approximations too. The first
-  layer gives x and -x, and the trained layer is the second: its weight for x, the negated weight
-  for -x. The result is rounded a few times more.
+  gelu(x) = x * F(x) with F(x) + F(-x) = 1; the usual approximations have this property, too. The
+  first layer computes x and -x. The trained layer is the second: its weight applies to x, the
+  negated weight to -x. The result is rounded a few times more.
 """
 
 from __future__ import annotations
@@ -66,12 +66,12 @@ class IdentityLayer(BaseModel):
     )
 
     def plan(self, before: Before) -> Effect:
-        """All tensors of the layer that is made. Without the trained one, the rule makes none, and
-        the plan reports the layer as missing.
+        """All tensors of the new layer. Without a trained layer there are none, and the plan
+        reports the layer as missing.
 
         Raises:
-            RemapError: LR212 where the trained weight isn't a matrix; for the form `gelu` also
-                where it has too few rows, or the config has an activation to be kept.
+            RemapError: LR212 if the trained weight isn't a matrix; for the form `gelu`, also if it
+                has too few rows, or if the config's activation has to be kept.
         """
         if self.after not in before.tensors:
             return Effect(())
@@ -126,7 +126,7 @@ class IdentityLayer(BaseModel):
         return {change.target: self._rows(change) for change in changes}
 
     def _rows(self, change: Change) -> Iterator[OldBytes | bytes]:
-        """The rows of weight or bias. The shapes tell which, since names differ between layouts."""
+        """The rows of a weight or bias, told apart by shape, since names differ between layouts."""
         import numpy as np
 
         one = from_float64(np.ones(1), change.dtype)

@@ -1,4 +1,4 @@
-"""The new rows of `expand_embeddings`, computed. Imported only where rows are made."""
+"""Computes the new rows of `expand_embeddings`. Imported only when rows are made."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class NewRows:
 
     Args:
         init, std, scale, seed: options of `expand_embeddings`.
-        group_rows: how many rows are made at a time.
+        group_rows: the most rows to make at a time.
         read: reads old rows.
 
-    Two matrices may be made in two threads. The lock lets one thread at a time sum over the old
-    rows: the first draws the rows of both matrices, and the number of threads of a product is set
-    for the whole process.
+    Two matrices may be made in two threads. The lock lets only one thread sum over the old rows:
+    the first thread draws the rows of both matrices, and the number of threads of a product is a
+    setting of the whole process.
     """
 
     def __init__(
@@ -50,10 +50,10 @@ class NewRows:
             yield from (from_float64(made, change.dtype) for made in self._made(change, new))
 
     def _made(self, change: Change, new: int) -> Iterator[NDArray[np.float64]]:
-        """The new rows that are computed, some at a time, [some, columns]."""
+        """The computed rows, some at a time, [some, columns]."""
         columns = change.shape_after[1]
-        # The two matrices get different rows, as in the scripts. The end of a name is the same in
-        # every layout.
+        # The two matrices get different rows, as in LLaVA's scripts. The end of a name is the same
+        # in every layout.
         stream = int(change.target.endswith("lm_head.weight"))
         if self._init == "normal":
             bits = self._bits(stream)
@@ -89,13 +89,13 @@ class NewRows:
     def _sums(
         self, change: Change, new: int = 0, streams: Sequence[np.random.Philox] = ()
     ) -> ExactSums:
-        """Sums over all rows that a change reads; with `new` normals for each row from each stream
-        of bits.
+        """Sums over all rows that a change reads. Each row has `new` normals from each stream of
+        bits.
         """
         assert change.shape_before is not None
         (source,), (rows, columns) = change.reads, change.shape_before
         sums = ExactSums(columns, len(streams) * new)
-        # More threads would wait busily between the small products, and save no time.
+        # More threads would only wait busily between the small products.
         with self._lock, threadpool_limits(1, "blas"):
             for start in range(0, rows, CHUNK_ROWS):
                 x = self._read(source, start, min(start + CHUNK_ROWS, rows), as_stored=True)
@@ -104,6 +104,6 @@ class NewRows:
         return sums
 
     def _groups(self, new: int) -> list[int]:
-        """The number of new rows in each group, so that memory doesn't grow with their number."""
+        """The number of new rows in each group. Groups bound the memory."""
         size = self._group_rows
         return [min(size, new - start) for start in range(0, new, size)]

@@ -1,4 +1,4 @@
-"""Standard normal numbers that are the same, to the last bit, on every machine and with every
+"""Draws standard normal numbers that are the same, to the last bit, on every machine and with every
 numpy.
 
 numpy promises the raw bits of its Philox generator, but neither its normals nor the last bit of its
@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 STEPS = 2.0**16
 LARGEST = 8.0
 #: Pairs tried at once, few enough to stay in the processor's cache. The result doesn't depend on
-#: it.
+#: this number.
 _TRIES = 4096
 
 
 def normals(bits: np.random.Philox, count: int) -> NDArray[np.float64]:
     """The next `count` normals, by Marsaglia's polar method (Marsaglia and Bray, 1964).
 
-    The method makes pairs. Of an odd `count`, the last one's partner is thrown away.
+    The method makes pairs. If `count` is odd, the partner of the last normal is discarded.
     """
     pairs = (count + 1) // 2
     drawn = np.empty((pairs, 2))
@@ -59,7 +59,7 @@ def log(x: NDArray[np.float64]) -> NDArray[np.float64]:
     f = (m - 1.0) / (m + 1.0)
     square = f * f
     series = np.zeros_like(f)
-    for k in range(23, 1, -2):  # what is left out is below f·1e-20
+    for k in range(23, 1, -2):  # the omitted terms are below f·1e-20
         series = (series + 1.0 / k) * square
     return e * 0.6931471805599453 + 2.0 * (f + f * series)
 

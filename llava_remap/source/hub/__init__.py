@@ -1,5 +1,5 @@
-"""A Hugging Face hub repository to a local folder, which `open_checkpoint` reads. Imports
-`huggingface_hub` when it downloads.
+"""Downloads a Hugging Face hub repository to a local folder for `open_checkpoint`. Imports
+`huggingface_hub` only then.
 """
 
 from llava_remap.source.hub.download import Snapshot, download, downloading_once

@@ -1,5 +1,5 @@
-"""A repository's folder in the hub's cache, checked before it is used: anybody may have put
-something there.
+"""Checks a repository's folder in the hub's cache before it is used: anybody may have put something
+there.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from llava_remap.source.hub.repository import Repository
 
 
 def repository_folder(repository: Repository) -> Path:
-    """The library's folder for the repository, which needn't exist."""
+    """The library's folder for the repository. It need not exist."""
     return _cache() / f"models--{repository.id.replace('/', '--')}"
 
 
@@ -27,8 +27,8 @@ def snapshot_folder(repository: Repository, commit: str) -> Path:
 
 
 def check_cache(repository: Repository, name: str) -> None:
-    """Refuse anything that leads the library, or us, out of the cache: links, and a listing from
-    which the library takes the names of files.
+    """Refuse anything that leads the library, or us, out of the cache: links, and listings that
+    give the library names of files.
 
     Args:
         name: the source that the repository is for.
@@ -83,7 +83,7 @@ def _cache() -> Path:
 
 
 def _all(top: Path) -> Iterator[Path]:
-    """A folder and everything in it, links not followed; nothing if it isn't there."""
+    """A folder and everything in it, without following links; nothing if it doesn't exist."""
     if os.path.lexists(top):
         yield top
     if not top.is_symlink():
@@ -92,8 +92,8 @@ def _all(top: Path) -> Iterator[Path]:
 
 
 def _is_sound(listing: Path) -> bool:
-    """Whether the hashes in a listing of the library are hashes. The library replaces a listing
-    that can't be read.
+    """Whether all hashes in a listing of the library are hashes. An unreadable listing is sound,
+    since the library replaces it.
     """
     try:
         files = (

@@ -1,4 +1,4 @@
-"""The files of a repository that a job needs, all of one commit, in the hub's own cache."""
+"""Downloads the files of a repository that a job needs, all of one commit, into the hub's cache."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from llava_remap.source.hub.guard import COMMIT, guarded
 from llava_remap.source.hub.refusal import explain, not_cached
 from llava_remap.source.hub.repository import Repository
 
-#: Seconds until the hub counts as out of reach. By default `model_info` would wait for ever.
+#: Seconds until the hub counts as unreachable. By default, `model_info` would wait for ever.
 _TIMEOUT = 10
 
 
@@ -49,10 +49,10 @@ class Snapshot:
     """Files of one commit of a repository.
 
     Attributes:
-        folder: their folder in the hub's cache; other files of the commit may lie beside them.
+        folder: their folder in the hub's cache. Other files of the commit may lie there, too.
         id: `ORG/NAME`.
         commit: the full hash.
-        files: the names of the files that were asked for.
+        files: the names of the requested files.
         cached: whether only the cache was used, so that the hub may have a newer commit.
     """
 
@@ -74,20 +74,20 @@ def download(
 ) -> Snapshot:
     """The files of `repository` that are needed, downloaded unless they are in the hub's cache.
 
-    One form of the weights is taken, by the rule for folders (`choose_form`). The config is always
-    among the files. If the hub is out of reach, the cache is used, provided that it has the needed
-    files. The environment variables of `huggingface_hub` apply: HF_TOKEN, HF_ENDPOINT, HF_HOME,
+    One form of the weights is taken, chosen as in a folder (`choose_form`). The config is always
+    among the files. If the hub is unreachable, the cache is used if it has the needed files. The
+    environment variables of `huggingface_hub` apply: HF_TOKEN, HF_ENDPOINT, HF_HOME,
     HF_HUB_OFFLINE.
 
     Args:
         use: some of `tensors`, `config`, `tokenizer`, `processor`.
         name: the source's name, for messages with `--source NAME=DIR`.
-        offline: whether only the cache is used.
+        offline: whether to use only the cache.
 
     Raises:
         RemapError: LR100 for a repository without weights, LR103 for an index that disagrees with
-            the repository, LR114 if the hub can't give the files, gives answers that no hub gives,
-            or if something leads out of the cache; LR502 for a full disk.
+            the repository, LR114 if the hub can't give the files or gives unsound answers, or if
+            something leads out of the cache; LR502 for a full disk.
     """
     asked = (repository, frozenset(use), offline)
     answers = _ANSWERS.get()
@@ -101,8 +101,8 @@ def download(
 
 @contextmanager
 def downloading_once() -> Iterator[None]:
-    """Within the block, `download` asks the hub once for the same files, and returns the same
-    snapshot again.
+    """Within the block, `download` asks the hub only once for the same files, and then returns the
+    same snapshot.
     """
     token = _ANSWERS.set({})
     try:
@@ -120,8 +120,8 @@ def _download(repository: Repository, use: Collection[str], name: str, offline: 
     except RemapError:
         raise
     except Exception as error:
-        # An error of the library, of its HTTP library (another one in version 2), or any error that
-        # an odd answer causes in them.
+        # An error of the library or of its HTTP library (version 2 has another one), or any error
+        # that an odd answer causes in them.
         refusal, may_be_cached = explain(error, repository, name)
         if not may_be_cached:
             raise refusal from None
@@ -129,10 +129,10 @@ def _download(repository: Repository, use: Collection[str], name: str, offline: 
 
 
 def _interruptible(call: Callable[[], Snapshot]) -> Snapshot:
-    """The result of a call in a thread of its own.
+    """The result of a call, which runs in a separate thread.
 
     The library downloads several files at a time, and waits for all of them before it raises an
-    exception, even for Ctrl-C.
+    exception, even after Ctrl-C.
     """
     answer: Future[Snapshot] = Future()
 
@@ -158,18 +158,18 @@ def _from_hub(repository: Repository, use: Collection[str], name: str) -> Snapsh
 
         def fetch(file: str) -> Path:
             hf_hub_download(repository.id, file, revision=commit)
-            # The file's place by its name, not the place that the library returns.
+            # The path from the file's name, not the path that the library returns.
             return snapshot_folder(repository, commit) / file
 
         beside = [file for file in files_for(use) if file in there]
-        # For a job without a network, this notes in the cache the commit of the revision, and its
-        # files. If the branch has moved just now, only the note is of another commit.
+        # This notes the revision's commit and files in the cache, for jobs without a network. If
+        # the branch has moved just now, only the note is of another commit.
         snapshot_download(
             repository.id, revision=repository.revision, allow_patterns=_literally(beside)
         )
         try:
             weights = _weights(there, fetch) if "tensors" in use else []
-        except RemapError as error:  # of an index
+        except RemapError as error:  # an error of an index
             raise type(error)(
                 replace(p, cause=f"of {quoted(str(repository))}: {p.cause}") for p in error.problems
             ) from None
@@ -223,7 +223,7 @@ def _from_hub(repository: Repository, use: Collection[str], name: str) -> Snapsh
 def _from_cache(
     repository: Repository, use: Collection[str], name: str, why: str | None = None
 ) -> Snapshot:
-    """As `_from_hub`, from the cache alone; `why` says why the hub can't give the files."""
+    """Like `_from_hub`, from the cache alone. `why`: why the hub can't give the files."""
     from huggingface_hub import snapshot_download
 
     beside, revision = files_for(use), repository.revision
@@ -238,7 +238,7 @@ def _from_cache(
                 local_files_only=True,
             )
         folder = snapshot_folder(repository, Path(snapshot).name)
-        # Links to deleted files are included: a name that is there isn't absent.
+        # Broken links are included: an existing name isn't absent.
         paths = (Path(above, file) for above, _, files in os.walk(folder) for file in files)
         there = {path.relative_to(folder).as_posix() for path in paths}
         weights = _weights(there, lambda file: folder / file) if "tensors" in use else []
@@ -254,13 +254,13 @@ def _from_cache(
 
 
 def _weights(there: Set[str], fetch: Callable[[str], Path]) -> list[str] | None:
-    """The files of the form that is read, or None if there is none.
+    """The files of the form to read; None if there is none.
 
     Args:
-        there: the names of the existing files; returned files may be absent.
-        fetch: gives an index as a local file.
+        there: the names of the existing files. Returned files may be absent.
+        fetch: returns an index as a local file.
     """
-    # Needed with an adapter, and for its refusal, even without weights.
+    # An adapter needs its config, and so does its refusal, even without weights.
     adapter = [ADAPTER_CONFIG] if ADAPTER_CONFIG in there else []
     form = choose_form(_top(there))
     if form is None and (states := whole_states(Listing("", frozenset(there), Path()))):
@@ -284,8 +284,8 @@ def _literally(files: Collection[str]) -> list[str]:
 
 @contextmanager
 def _quiet(*, bars: bool) -> Iterator[None]:
-    """Silence the library's log and warnings; errors are in the exception. Progress bars only if
-    `bars`.
+    """Silence the library's log and warnings, since exceptions have its errors. Progress bars are
+    shown only if `bars`.
     """
     from huggingface_hub.utils import (
         are_progress_bars_disabled,

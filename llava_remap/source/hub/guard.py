@@ -1,8 +1,8 @@
-"""A hub's answers, checked before `huggingface_hub` makes a path, a request or a file from them.
+"""Checks a hub's answers before `huggingface_hub` makes a path, a request or a file from them.
 
 The library names a file in the cache after its ETag, and a folder after the commit. It follows
 every redirect, and writes as many bytes as are sent. The checks are hooks of the library's HTTP
-client, so they see every answer, also a repeated one.
+client, so they see every answer, including retries.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from llava_remap.core import quoted, refuse
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
-#: The hub's own ETags are hashes; those of mirrors may have signs in them, but no sign that has a
-#: meaning in a path.
+#: An ETag. The hub's own are hashes; mirrors' may have other characters, but none with a meaning in
+#: a path.
 _WORD = re.compile(r"\w[\w+=~-]*(?:\.[\w+=~-]+)*", re.ASCII)
-#: Characters. The library appends `.incomplete`, `.lock` and a number to an ETag, and a name has at
-#: most 255 bytes.
+#: The most characters of an ETag. The library appends `.incomplete`, `.lock` and a number, and a
+#: file's name has at most 255 bytes.
 _LONGEST_WORD = 128
 #: Bytes of a file's name with its folders, and of one part of it.
 _LONGEST_NAME, _LONGEST_PART = 1024, 255
@@ -37,21 +37,21 @@ _REVISION = re.compile(r"/revision/([0-9a-f]{40})$")
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 #: Bytes: a petabyte.
 _ABSURD = 10**15
-#: Files that one answer may list; the hub asks its users to stay below that in a repository.
+#: The most files in one answer. The hub asks its users to keep repositories below this number.
 _MOST_FILES = 100_000
-#: An answer's body has to bring so many bytes in so many seconds. The library's own time limit is
-#: for each piece of it, of which one byte is enough.
+#: The least number of bytes of a body in a number of seconds. The library's own time limit restarts
+#: with each piece, even of one byte.
 _LEAST_NBYTES, _IN_SECONDS = 6_000, 60
-#: Redirects and pages of a listing behind each other, without a file between them.
+#: The most redirects and pages of a listing in a row, without a file between them.
 _MOST_IN_A_ROW = 100
-#: Seconds. The library sleeps for as long as an answer says.
+#: The most seconds to wait. The library sleeps for as long as an answer says.
 _LONGEST_WAIT = 300
 #: The servers to which the library itself sends the token, besides the endpoint that is set.
 _HUBS = ("https://huggingface.co", "https://hf.co")
 
 
 class BadAnswerError(Exception):
-    """An answer that no hub gives. Its text completes a sentence that begins with the hub's
+    """An answer that no honest hub gives. The text completes a sentence that begins with the hub's
     address.
     """
 
@@ -60,8 +60,8 @@ class _Thread(local):
     """Facts of the last answers to this thread.
 
     Attributes:
-        row: the number of answers since the last file's.
-        size: bytes of the file in the last answer to HEAD; None if that answer doesn't state them.
+        row: the number of answers since the last file.
+        size: the file's bytes by the last answer to HEAD; None if the answer doesn't state them.
     """
 
     row = 0
@@ -84,7 +84,7 @@ def guarded() -> Iterator[None]:
     global _downloads
     _thread.row, _thread.size = 0, None
     with _lock:
-        # Done once, as a change of the factory closes connections. A factory that an application
+        # Done once, since changing the factory closes connections. A factory that an application
         # has set (proxies, certificates) is kept inside.
         if not isinstance(_http._GLOBAL_CLIENT_FACTORY, _Checked):
             set_client_factory(_Checked(_http._GLOBAL_CLIENT_FACTORY))
@@ -115,7 +115,7 @@ class _Checked:
 
 
 def _check_request(request: Any) -> None:
-    """Refuse an address to which a redirect must not lead. Ask for uncompressed content, whose size
+    """Refuse addresses to which no redirect may lead. Ask for uncompressed content, since its size
     is known.
     """
     if _downloads:
@@ -160,9 +160,7 @@ def _check_response(response: Any) -> None:
 
 
 def _check_content(response: Any, nbytes: int | None) -> None:
-    """A file's content has as many bytes as the answer before said, and the disk has room for
-    them.
-    """
+    """Check that a file's content has the announced number of bytes, and that the disk has room."""
     from huggingface_hub import constants
 
     total = nbytes
@@ -188,8 +186,8 @@ def _check_content(response: Any, nbytes: int | None) -> None:
 
 
 def _at_most(stream: Any, limit: int) -> Any:
-    """The stream of an answer's body, ended with an error if it is longer than `limit` bytes or
-    slower than the least speed.
+    """The stream of an answer's body. It fails if it is longer than `limit` bytes or slower than
+    the least speed.
     """
 
     class Bounded(type(stream)):  # type: ignore[misc]  # the client wants its own class, httpx's or httpx2's
@@ -255,8 +253,8 @@ def _refuse_large(file: str, nbytes: int | None) -> None:
 
 
 def _check_xet(response: Any) -> None:
-    """The headers that lead to the hub's other storage: a hash that becomes a file's name, the
-    address that gets the token, the address of the storage.
+    """Check the headers for the hub's other storage: a hash that becomes a file's name, the address
+    that gets the token, and the address of the storage.
     """
     headers, links = response.headers, response.links
     if (digest := headers.get("x-xet-hash")) is not None and not SHA256.fullmatch(digest):
@@ -269,10 +267,10 @@ def _check_xet(response: Any) -> None:
 
 
 def _check_listing(body: bytes, asked: re.Match[str] | None) -> None:
-    """A repository's facts, or a page of its files."""
+    """Check a repository's facts, or a page of its files."""
     try:
         content = json.loads(body)
-    except (ValueError, RecursionError):  # the library reports it
+    except (ValueError, RecursionError):  # the library reports such a body
         return
     if isinstance(content, dict):
         _check_commit(content.get("sha"), asked)
@@ -292,8 +290,8 @@ def _check_listing(body: bytes, asked: re.Match[str] | None) -> None:
 
 
 def check_name(name: object) -> None:
-    """A file's name in a repository consists of parts with `/` between them, each of which is a
-    valid name on any system.
+    """Check a file's name in a repository: parts with `/` between them, each a valid name on any
+    system.
     """
     text = name if isinstance(name, str) else repr(name)
     parts = text.split("/")
@@ -312,8 +310,8 @@ def check_name(name: object) -> None:
 
 
 def _shorten_waits(headers: Any) -> None:
-    """Remove the waiting time that the hub asks for if it is too long: the library then tries again
-    after its own time.
+    """Remove a waiting time from the headers if it is too long. The library then retries after its
+    own time.
     """
     for name in ("retry-after", "ratelimit"):
         if any(
@@ -324,11 +322,11 @@ def _shorten_waits(headers: Any) -> None:
 
 
 def _check_address(url: str, *, gets_token: bool = False, shown: str = "") -> None:
-    """An address has to be one of the web, as protected as the hub's own.
+    """Check that an address is of the web, and as protected as the hub's own.
 
     Args:
-        gets_token: whether the token is sent there, so that it has to be a hub's.
-        shown: the address as the answer has it, for the message.
+        gets_token: whether the token is sent to the address, so that it must be a hub's.
+        shown: the address as written in the answer, for the message.
     """
     origin, hub = _origin(url), _origin(_endpoint())
     scheme, host, _ = origin

@@ -1,4 +1,4 @@
-"""Why a download from the hub failed, in words: one message for each cause, with advice."""
+"""Explains why a download from the hub failed: one message for each cause, with advice."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _UNWRITABLE = (
 
 
 class HubError(AbsentError):
-    """The hub doesn't give a repository, and its cache doesn't have it."""
+    """A repository is neither available from the hub nor in its cache."""
 
 
 def explain(error: Exception, repository: Repository, name: str) -> tuple[RemapError, bool]:
     """Explain an error of the download of `repository`.
 
     Returns:
-        the refusal, and whether the hub was only out of reach, so that the cache may be used.
+        the refusal, and whether the hub was only unreachable, so that the cache may be used.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import (
@@ -79,7 +79,7 @@ def explain(error: Exception, repository: Repository, name: str) -> tuple[RemapE
             f"{text} can't be downloaded: {hub} answers {status}, {says}.",
             elsewhere,
         ), status >= 500 or status in (408, 429)
-    # By name, as these are httpx's classes or httpx2's, depending on the library's version.
+    # By name, since the classes are httpx's or httpx2's, depending on the library's version.
     kinds = {kind.__name__ for each in _chain(error) for kind in type(each).__mro__}
     if "OfflineModeIsEnabled" in kinds:
         return HubError.of(
@@ -107,12 +107,12 @@ def not_cached(
     error: Exception | None = None,
     lacking: Sequence[str] = (),
 ) -> RemapError:
-    """LR114 for files that the cache lacks as well.
+    """LR114 for files that the cache lacks, too.
 
     Args:
-        why: why the hub can't give them; None if the hub isn't to be asked.
-        error: the library's error, if the library has noticed it.
-        lacking: the files, if they are known.
+        why: why the hub can't give the files; None if the hub must not be asked.
+        error: the library's error, if it raised one.
+        lacking: the missing files, if they are known.
     """
     why = why or f"{quoted(str(repository))} can't be downloaded in a job without a network."
     cause = "The hub's cache doesn't have it" + (" whole" if error is None else "")
@@ -137,14 +137,14 @@ def _elsewhere(repository: Repository, name: str) -> str:
 def _of_the_disk(error: Exception) -> RemapError | None:
     for each in _chain(error):
         number, file = (each.errno, each.filename) if isinstance(each, OSError) else (None, None)
-        # The library's downloader in Rust wraps what the system says in a RuntimeError.
+        # The library's downloader in Rust wraps the system's message in a RuntimeError.
         if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(each):
             return refuse(
                 "LR502",
                 "the disk that the hub's cache lies on is full.",
                 "Free some, or set HF_HOME to a folder on a larger disk.",
             )
-        if file and number in _UNWRITABLE:  # a forbidden connection has no file
+        if file and number in _UNWRITABLE:  # the error of a forbidden connection has no file
             return HubError.of(
                 "LR114",
                 f"the hub's cache can't be written: {_line(each)}.",
@@ -164,9 +164,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _line(text: object) -> str:
-    """The first line of a message from elsewhere, short and harmless to a terminal, without its
-    full stop.
-    """
+    """The first line of a foreign message: short, harmless to a terminal, without a full stop."""
     lines = str(text).split("\n")
     first = next((line.strip() for line in lines if line.strip()), type(text).__name__)
     if not first.isprintable():

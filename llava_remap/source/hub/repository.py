@@ -1,4 +1,4 @@
-"""How a repository of the hub is written: `ORG/NAME` or `ORG/NAME@REVISION`."""
+"""Parses a repository of the hub: `ORG/NAME` or `ORG/NAME@REVISION`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?"
 _REPOSITORY = re.compile(
     rf"(?P<id>{_PART}/{_PART})(?:@(?P<revision>[\w.-]+(?:/[\w.-]+)*))?", re.ASCII
 )
-#: The folder that a hub's cache has for a repository.
+#: A repository's folder in a hub's cache.
 _CACHED = re.compile(
     rf"(?:^|[/\\])models--(?P<owner>{_PART}?)--(?P<name>{_PART})(?:[/\\]|$)", re.ASCII
 )
@@ -23,7 +23,7 @@ class Repository:
 
     Attributes:
         id: `ORG/NAME`.
-        revision: a branch, a tag or a commit as it was written, or None for the main branch.
+        revision: a branch, a tag or a commit as given; None for the main branch.
     """
 
     id: str
@@ -34,8 +34,8 @@ class Repository:
 
 
 def parse_repository(text: str) -> Repository | None:
-    """The repository that `text` names, or None if it can't name one. A path may look the same, so
-    look for a path first.
+    """The repository that `text` names; None if it can't name one. A path may look the same, so
+    callers check for a path first.
 
     >>> parse_repository("liuhaotian/llava-v1.5-7b@main")
     Repository(id='liuhaotian/llava-v1.5-7b', revision='main')
@@ -44,15 +44,15 @@ def parse_repository(text: str) -> Repository | None:
     match = _REPOSITORY.fullmatch(text)
     if match is None or len(match["id"]) > _LONGEST or match["id"].endswith(".git"):
         return None
-    # The hub allows neither in a name, git no `..` in a revision.
+    # The hub allows neither `--` nor `..` in a name, and git no `..` in a revision.
     if "--" in match["id"] or ".." in text:
         return None
     return Repository(match["id"], match["revision"])
 
 
 def repository_of_cache(path: str) -> str | None:
-    """The hub id of the repository to whose folder in a hub's cache a path leads, on any machine;
-    None for another path.
+    """The hub id of a repository, from a path into its folder in any machine's hub cache; None for
+    any other path.
 
     >>>
     repository_of_cache("/root/.cache/huggingface/hub/models--openai--clip-vit-large-patch14/snapshots/32bd640")
