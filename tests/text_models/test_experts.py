@@ -27,9 +27,16 @@ def test_experts_compute_the_same(kind: str, dumped: bool, tmp_path: Path) -> No
     assert fused
     assert not [name for name in fused if name in stored]
     beside = {name: value for name, value in stored.items() if "mm_projector" in name}
+    rules = "llava-v1.5"
     if dumped:
+        rules = "mine.yaml"
+        part = f"experts-{kind.partition('_')[0].rstrip('23')}"
+        Path(rules).write_text(
+            "schema: 1\nname: mine\nversion: 1.0.0\nsummary: experts in one tensor\n"
+            f"extends: [llava-v1.5.yaml, parts/{part}.yaml]\n"
+        )
         save_file(in_memory | beside, source / "model.safetensors", {"format": "pt"})
-    apply("llava-v1.5", [source, f"vision_tower={TOWERS['llava-v1.5']}"], "out", verify="full")
+    apply(rules, [source, f"vision_tower={TOWERS['llava-v1.5']}"], "out", verify="full")
     model = AutoModelForImageTextToText.from_pretrained(
         "out", dtype=torch.float32, attn_implementation="eager"
     ).eval()
