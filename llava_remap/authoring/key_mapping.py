@@ -135,6 +135,12 @@ def key_mapping(rules: RuleFile, program: Program) -> KeyMapping:
 def _remarks(rules: RuleFile, program: Program) -> Iterator[str]:
     text = rules.text
     taken = {compiled.label: compiled.kind for compiled in program.rules}
+    if operations := [compiled.label for compiled in program.tensors]:
+        yield (
+            f"Tensors aren't divided, joined or reordered ({', '.join(operations)}): the loader "
+            "reports what these operations take as unexpected and what they make as missing, or "
+            "loads a tensor in the wrong order."
+        )
     if conditional := [
         compiled.label for compiled in compile_all(rules).rules if compiled.label not in taken
     ]:

@@ -74,6 +74,8 @@ def _certainty(draft: Draft) -> Iterator[str | Text]:
         yield Text.assemble(("  asked", "yellow"), asked)
         yield from (f"      {other.folded}" for other in question.candidates)
     yield more(len(inference.questions) - MOST_LINES, where, "  ")
+    for sum_ in inference.adding_up[:MOST_LINES]:
+        yield Text.assemble(("  asked", "yellow"), f" {sum_}")
 
 
 def _next(draft: Draft) -> list[str]:

@@ -275,3 +275,12 @@ def test_rules_for_other_checkpoints_are_left_out(tmp_path: Path) -> None:
     assert mapped(rules).patterns == {}
     assert mapped(rules).remarks[0] == "Rules whose `when` doesn't hold here are left out: names/a."
     assert len(key_mapping(rules, compile_rules(rules, (), {"kind": "x"})).patterns) == 1
+
+
+def test_operations_are_said_to_be_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "turned.yaml"
+    path.write_text(
+        "schema: 1\nnames: [{id: a, from: 'a.{r...}', to: 'b.{r}'}]\n"
+        "tensors: [{id: turn, from: 'b.{r...}', to: 'c.{r}', how: {axes: [1, 0]}}]\n"
+    )
+    assert any("(tensors/turn)" in remark for remark in mapped(load_rule_file(path)).remarks)

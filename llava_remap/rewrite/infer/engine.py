@@ -7,7 +7,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from llava_remap.rewrite.infer.groups import INDEX, Group, Segments, Shape, fill, fold, unfold
-from llava_remap.rewrite.infer.joins import FoundOperation, find_operations, operation_lines
+from llava_remap.rewrite.infer.joins import (
+    FoundOperation,
+    adding_up,
+    find_operations,
+    operation_lines,
+)
 from llava_remap.rewrite.infer.match import Match, Matching, match
 from llava_remap.rewrite.infer.rules import DROPPED, InferredRule, make_rules, rule_line
 
@@ -43,6 +48,19 @@ class Inference(Matching):
             for name in pair.target.names
         ]
         return operation_lines(self.operations, others, moved=True)
+
+    @property
+    def adding_up(self) -> list[str]:
+        """Tensors left over that are as large as several others, in words: they may be operations,
+        which names don't tell.
+        """
+        left = [*self.unplaced, *(question.source for question in self.questions)]
+        return [
+            f"{whole.folded} {list(whole.shape)} is as large as "
+            f"{' and '.join(part.folded for part in parts)} together, along axis {axis}: names "
+            "don't tell whether one becomes the other, and in which order"
+            for whole, parts, axis in adding_up(_shapes(left), _shapes(self.missing))
+        ]
 
     def unsure(self, rule: InferredRule) -> str:
         """Why a person should check a rule; empty if the rule is sure."""

@@ -11,7 +11,7 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import combinations, permutations
 from typing import Literal
 
 from llava_remap.rewrite.infer.groups import INDEX, Group, Segments, Shape, fold
@@ -41,9 +41,10 @@ class FoundOperation:
     Attributes:
         kind: from the sources to the target.
         whole: the one tensor, of each layer; a source for `split` and `unstack`.
-        parts: the others in their order; for `stack` and `unstack` one group, with the numbers of
-            the list as a further INDEX at `at`.
+        parts: the others in their order. If they are lists, the number in the list is a further
+            INDEX of their names, at `at`; it is the first axis of the whole.
         axis: along which they follow one another, or which numbers them.
+        at: -1 if they aren't lists.
     """
 
     kind: Kind
@@ -63,6 +64,12 @@ class FoundOperation:
     @property
     def targets(self) -> tuple[Group, ...]:
         return self.parts if self.divides else (self.whole,)
+
+    @property
+    def how(self) -> str:
+        """Its `how`, as a rule file has it."""
+        lists = {"split": "unstack: 0, ", "concat": "stack: 0, "}.get(self.kind, "")
+        return f"{{{lists if self.at >= 0 else ''}{self.kind}: {self.axis}}}"
 
     @property
     def module(self) -> Segments:
@@ -100,6 +107,8 @@ def find_operations(
         *(FoundOperation("concat", *sum_) for sum_ in _sums(theirs, ours)),
         *(FoundOperation("unstack", *stack) for stack in _stacks(ours, theirs)),
         *(FoundOperation("stack", *stack) for stack in _stacks(theirs, ours)),
+        *(FoundOperation("split", *sum_) for sum_ in _sums_of_lists(ours, theirs)),
+        *(FoundOperation("concat", *sum_) for sum_ in _sums_of_lists(theirs, ours)),
     ]
     uses: dict[Segments, int] = defaultdict(int)
     for one in found:
@@ -125,6 +134,70 @@ def _sums(
                 for chosen in permutations(alike, count):
                     for axis in _axes(whole, chosen) if _spells(whole, chosen) else ():
                         yield whole, chosen, axis
+
+
+def adding_up(
+    source: Mapping[str, Shape], target: Mapping[str, Shape]
+) -> list[tuple[Group, tuple[Group, ...], int]]:
+    """Tensors as large as several others beside each other, whose names don't spell it: the whole,
+    the parts, and the axis.
+
+    Args:
+        source, target: name → shape, of what has no partner and no operation.
+    """
+    found = []
+    for wholes, parts in ((fold(source), fold(target)), (fold(target), fold(source))):
+        beside: dict[tuple[Segments, str], list[Group]] = defaultdict(list)
+        for part in parts:
+            if len(part.pattern) > 1:
+                beside[part.pattern[:-2], part.pattern[-1]].append(part)
+        found += [
+            (whole, chosen, axis)
+            for whole in wholes
+            for alike in beside.values()
+            if len(alike) <= _MOST_BESIDE
+            for count in range(2, _MOST_PARTS + 1)
+            for chosen in combinations(alike, count)
+            for axis in _axes(whole, chosen)
+        ]
+    return found
+
+
+def _sums_of_lists(
+    wholes: Sequence[Group], parts: Sequence[Group]
+) -> Iterator[tuple[Group, tuple[Group, ...], int, int]]:
+    """As `_sums`, for parts that are lists: with the place of the number in their names."""
+    lists: dict[tuple[Segments, str], list[tuple[Group, Group]]] = defaultdict(list)
+    for alike in parts:
+        pattern = alike.pattern
+        at = len(pattern) - 3  # module, number, matrix, weight
+        if at > 0 and pattern[at] == INDEX and (stacked := _as_one(alike, at)) is not None:
+            lists[pattern[:at], pattern[-1]].append((alike, stacked))
+    for whole in wholes:
+        for (module, _), alike_lists in lists.items():
+            if len(alike_lists) > _MOST_BESIDE:
+                continue
+            for count in range(2, _MOST_PARTS + 1):
+                for chosen in permutations(alike_lists, count):
+                    stacked_parts = [stacked for _, stacked in chosen]
+                    if _spells(whole, stacked_parts):
+                        groups = tuple(group for group, _ in chosen)
+                        for axis in _axes(whole, stacked_parts):
+                            yield whole, groups, axis, len(module)
+
+
+def _as_one(alike: Group, at: int) -> Group | None:
+    """A list as one group of stacked tensors; None if numbers lack or shapes differ."""
+    place = sum(part == INDEX for part in alike.pattern[:at])
+    shapes: dict[tuple[int, ...], dict[int, Shape]] = defaultdict(dict)
+    for numbers, shape in alike.members.items():
+        shapes[numbers[:place] + numbers[place + 1 :]][numbers[place]] = shape
+    members: dict[tuple[int, ...], Shape] = {}
+    for numbers, own in shapes.items():
+        if [*sorted(own)] != [*range(len(own))] or len({*own.values()}) > 1:
+            return None
+        members[numbers] = (len(own), *own[0])
+    return Group((*alike.pattern[:at], *alike.pattern[at + 1 :]), members)
 
 
 def _spells(whole: Group, parts: Sequence[Group]) -> bool:
@@ -155,8 +228,8 @@ def _axes(whole: Group, parts: Sequence[Group]) -> list[int]:
             shapes = [part.members[numbers] for part in parts]
             if any(len(own) != len(shape) or axis >= len(own) for own in shapes):
                 return False
-            if sum(own[axis] for own in shapes) != shape[axis]:
-                return False
+            if not shape[axis] or sum(own[axis] for own in shapes) != shape[axis]:
+                return False  # a size of 0 stands for an unknown one
             if any(_without(own, axis) != _without(shape, axis) for own in shapes):
                 return False
         return True
@@ -189,15 +262,8 @@ def _stacks(
 
 
 def _is_stacked(whole: Group, alike: Group, at: int) -> bool:
-    place = sum(part == INDEX for part in alike.pattern[:at])
-    shapes: dict[tuple[int, ...], dict[int, Shape]] = defaultdict(dict)
-    for numbers, shape in alike.members.items():
-        shapes[numbers[:place] + numbers[place + 1 :]][numbers[place]] = shape
-    return shapes.keys() == whole.members.keys() and all(
-        [*sorted(own)] == [*range(len(own))]
-        and {(len(own), *shape) for shape in own.values()} == {whole.members[numbers]}
-        for numbers, own in shapes.items()
-    )
+    stacked = _as_one(alike, at)
+    return stacked is not None and stacked.members == whole.members
 
 
 def operation_lines(
@@ -234,8 +300,8 @@ def operation_lines(
         texts = [
             quoted(entries[0]) if len(entries) == 1 else flow(entries) for entries in (froms, tos)
         ]
-        how = f"{{{one.kind}: {one.axis}}}"
-        lines.append((f"- {{id: {name}, from: {texts[0]}, to: {texts[1]}, how: {how}}}", one))
+        text = f"- {{id: {name}, from: {texts[0]}, to: {texts[1]}, how: {one.how}}}"
+        lines.append((text, one))
     return lines
 
 

@@ -129,6 +129,8 @@ def _names(found: Inference) -> list[str]:
             "any of",
             *(f"  #   {other.folded}" for other in question.candidates),
         ]
+    for sum_ in found.adding_up[:MOST_LINES]:
+        lines += (f"  {line}" for line in _comment(f"unsure, so left out: {sum_}."))
     for what, groups in (
         ("left out, nothing that the target misses fits", found.unplaced),
         ("missing", found.missing),

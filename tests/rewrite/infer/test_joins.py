@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from llava_remap.rewrite.infer import Shape, infer, suggest_operations
+from llava_remap.rewrite.infer.text import Frame, rule_file
 
 Shapes = dict[str, Shape]
 
@@ -112,6 +113,28 @@ def test_names_say_which_and_in_which_order(
         assert infer(source, target).missing
 
 
+def test_sizes_that_add_up_without_names_are_told() -> None:
+    source = layers({f"{OURS}mlp.both.weight": (22, 8), f"{OURS}mlp.down.weight": (8, 11)})
+    target = layers(
+        {
+            f"{THEIRS}mlp.gate_proj.weight": (11, 8),
+            f"{THEIRS}mlp.up_proj.weight": (11, 8),
+            f"{THEIRS}mlp.down.weight": (8, 11),
+        }
+    )
+    found = infer(source, target)
+    assert found.operation_lines == []
+    assert found.adding_up == [
+        "model.layers.{0..1}.mlp.both.weight [22, 8] is as large as "
+        "language_model.model.layers.{0..1}.mlp.gate_proj.weight and "
+        "language_model.model.layers.{0..1}.mlp.up_proj.weight together, along axis 0: names don't "
+        "tell whether one becomes the other, and in which order"
+    ]
+    assert "unsure, so left out: model.layers" in rule_file(Frame("x", "y", "z"), found)
+    assert infer(target, source).adding_up[0].startswith("model.layers.{0..1}.mlp.both.weight")
+    assert infer(PHI3, LLAMA).adding_up == []
+
+
 def test_weight_and_bias_are_one_line() -> None:
     source = layers({f"{OURS}attn.qkv.{p}": s for p, s in (("weight", (24, 8)), ("bias", (24,)))})
     target = layers(
@@ -175,6 +198,29 @@ def test_experts_are_unstacked_and_stacked() -> None:
         f"- {{id: {k}, from: '{{m...}}.{{e:each}}.{k}.weight', to: '{{m}}.{k}', how: {{stack: 0}}}}"
         for k in MIXTRAL
     ]
+
+
+def test_gates_and_ups_of_experts_become_one_tensor_and_two() -> None:
+    """Qwen3-MoE's sizes, as transformers has them in memory and on disk."""
+    fused = layers(
+        {
+            f"{OURS}mlp.experts.gate_up_proj": (8, 1536, 2048),
+            f"{OURS}mlp.experts.down_proj": (8, 2048, 768),
+        }
+    )
+    _, single = experts(
+        8, {"gate_proj": (768, 2048), "up_proj": (768, 2048), "down_proj": (2048, 768)}
+    )
+    assert lines(fused, single) == [
+        "- {id: down-proj, from: '{m...}.down_proj', to: '{m}.{e:each}.down_proj.weight', "
+        "how: {unstack: 0}}",
+        "- {id: gate-up-proj, from: '{m...}.gate_up_proj', to: "
+        "['{m}.{e:each}.gate_proj.weight', '{m}.{e:each}.up_proj.weight'], "
+        "how: {unstack: 0, split: 1}}",
+    ]
+    assert "how: {stack: 0, concat: 1}" in lines(single, fused)[1]
+    found = infer(single, fused)
+    assert (found.missing, found.unplaced, found.questions) == ((), (), ())
 
 
 def test_lists_that_only_a_shape_tells_apart_are_left_open() -> None:
