@@ -91,7 +91,12 @@ class Restored:
             ],
             "files": sorted(self.texts),
             "dropped": [
-                {"name": entry.name, "rule": entry.rule, "reason": entry.reason}
+                {
+                    "name": entry.name,
+                    "rule": entry.rule,
+                    "reason": entry.reason,
+                    "in_part": entry.box is not None,
+                }
                 for entry in self.dropped
             ],
             "not_taken": self.not_taken,
@@ -303,7 +308,8 @@ def _restored(
 
 
 def _originals(record: Record) -> dict[SourceName, Mapped]:
-    """How each source tensor is made of the folder's tensors: the record's parts, swapped.
+    """How each source tensor is made of the folder's tensors: the record's parts, swapped. A tensor
+    of which a part was dropped isn't among them.
 
     Raises:
         RemapError: LR607 with every tensor that can't be restored.
@@ -315,10 +321,13 @@ def _originals(record: Record) -> dict[SourceName, Mapped]:
         if entry.post_load is not None and not entry.is_made
     }
     holders = {entry.target: entry for entry in record.mapped}
+    incomplete = {SourceName(entry.source, entry.name) for entry in record.dropped}
     every = [
-        _Moved(entry.target, part, entry, entry.stored_dtype, entry.rules)
+        moved
         for entry in record.mapped
         for part in entry.parts
+        for moved in [_Moved(entry.target, part, entry, entry.stored_dtype, entry.rules)]
+        if moved.origin not in incomplete
     ]
     for alias in record.aliases:
         part = Part.whole(alias.source.source, alias.source.name, alias.of, alias.shape)

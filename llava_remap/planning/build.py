@@ -43,6 +43,7 @@ from llava_remap.planning.problems import (
     dtype_problems,
     layers,
     pair_problems,
+    tie_problems,
     unmapped_problems,
 )
 from llava_remap.planning.value_checks import value_checks
@@ -152,6 +153,9 @@ def build_plan(
             match.operated_of(target.transposed),
         )
         found_problems += match.operations.problems
+        found_problems += tie_problems(
+            [alias for alias in aliases if alias.of in match.operations.provided]
+        )
         found_problems += placement_problems(mapped, aliases, dropped)
         found_problems += dtype_problems(mapped, aliases, dtype)
         absent = {entry.target for entry in missing}
@@ -160,7 +164,7 @@ def build_plan(
     all_notes = (
         *notes,
         *sharing_notes(match.tied, single, checkpoints),
-        *beside_notes(rules, routes, single),
+        *beside_notes(rules, routes, single, match.placed),
         *replaced_notes(routes),
     )
     return Plan(
@@ -185,7 +189,16 @@ def build_plan(
         collisions=tuple(sorted(collisions, key=lambda c: c.target)),
         post_load=tuple(sorted(post_load, key=lambda p: p.change.target)),
         value_checks=tuple(
-            value_checks(mapped, aliases, single, checkpoints, post_load, routes, norms_about_one)
+            value_checks(
+                mapped,
+                aliases,
+                single,
+                {name: entry.tensors for name, entry in match.placed.items()},
+                checkpoints,
+                post_load,
+                routes,
+                norms_about_one,
+            )
         ),
         problems=tuple(sorted(found_problems, key=lambda problem: problem.code)),
         notes=tuple(sorted(all_notes, key=lambda note: note.code)),

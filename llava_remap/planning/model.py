@@ -41,6 +41,19 @@ class Dropped:
         }
         return whole if self.box is None else {**whole, "box": self.box.to_json()}
 
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> Dropped:
+        """The inverse of `to_json`.
+
+        Raises:
+            KeyError, TypeError, ValueError: for anything else.
+        """
+        source, name, rule, reason = (entry[key] for key in ("source", "name", "rule", "reason"))
+        if not all(isinstance(text, str) for text in (source, name, rule, reason)):
+            raise ValueError(f"what is dropped of {name!r} isn't text alone")
+        box = Box.from_json(name, entry["box"]) if "box" in entry else None
+        return cls(source, name, rule, reason, box)
+
 
 @dataclass(frozen=True, slots=True)
 class Unmapped:

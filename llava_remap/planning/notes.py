@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from llava_remap.checkpoint import Checkpoint
 from llava_remap.core.problem import Problem
 from llava_remap.core.wording import counted
-from llava_remap.routing import Routed, Routes, is_one_tensor
+from llava_remap.routing import Routed, Routes, in_place_of, is_one_tensor
 from llava_remap.rulefile import RuleFile
 
 
@@ -52,22 +52,32 @@ def sharing_notes(
     return notes
 
 
-def beside_notes(rules: RuleFile, routes: Routes, single: Mapping[str, Routed]) -> list[Problem]:
+def beside_notes(
+    rules: RuleFile,
+    routes: Routes,
+    single: Mapping[str, Routed],
+    placed: Collection[str],
+) -> list[Problem]:
     """LR310 for each source that isn't used, with the number of its tensors whose shape differs
-    from the tensor in their place. The other tensors are compared by value.
+    from the tensor in their place, and of those that operations put together on one side alone. The
+    other tensors are compared by value.
     """
     notes = []
     for source in dict.fromkeys(r.source for r in routes.beside):
         there = [r for r in routes.beside if r.source == source and r.rewrite.reason is None]
-        used = [single.get(r.rewrite.target or "") for r in there]
-        odd = sum(
-            u is None or u.tensor.shape != r.tensor.shape for r, u in zip(there, used, strict=True)
-        )
+        used = [(r, in_place_of(r, single, routes)) for r in there]
+        made = sum(u is None and _is_made(r, single, placed) for r, u in used)
+        odd = -made + sum(u is None or u.tensor.shape != r.tensor.shape for r, u in used)
         shapes = (
             f" {odd} of its {len(there)} tensors have another shape, or nothing in their place."
             if odd
             else ""
         )
+        if made:
+            shapes += (
+                f" {made} of its {len(there)} tensors aren't compared: operations make what stands "
+                "in their place."
+            )
         notes.append(
             Problem(
                 "LR310",
@@ -76,6 +86,17 @@ def beside_notes(rules: RuleFile, routes: Routes, single: Mapping[str, Routed]) 
             )
         )
     return notes
+
+
+def _is_made(beside: Routed, single: Mapping[str, Routed], placed: Collection[str]) -> bool:
+    """Whether an operation makes what stands in place of a tensor, or would make it of the
+    tensor.
+    """
+    if (operated := beside.rewrite.operated) is None:
+        return beside.rewrite.target in placed
+    targets = operated.rule.operation.targets
+    made = (operated.rule.operation.made(end, operated.taken.fields) for end in range(len(targets)))
+    return any(name in single or name in placed for name in made)
 
 
 def replaced_notes(routes: Routes) -> list[Problem]:

@@ -345,6 +345,23 @@ def pair_problems(
     return problems
 
 
+def tie_problems(aliases: Sequence[Alias]) -> list[Problem]:
+    """LR405 for tensors that the model ties to parameters which operations make: their values
+    aren't compared.
+    """
+    if not aliases:
+        return []
+    return [
+        Problem(
+            "LR405",
+            f"the model ties {counted(len(aliases), 'tensor')} to a parameter that an operation "
+            "makes, so whether the values are the same isn't known.",
+            "Make sure that they are, and drop these tensors by a rule of `names`.",
+            tuple(alias.source.name for alias in aliases),
+        )
+    ]
+
+
 def dtype_problems(
     mapped: Sequence[Mapped], aliases: Sequence[Alias], dtype: str | None
 ) -> list[Problem]:

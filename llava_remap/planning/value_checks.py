@@ -8,32 +8,40 @@ from llava_remap.checkpoint import Checkpoint
 from llava_remap.planning.mapped import Alias, Mapped
 from llava_remap.planning.model import PostLoadChange, ValueCheck
 from llava_remap.planning.problems import component
-from llava_remap.routing import Routed, Routes, SourceName, is_one_tensor
+from llava_remap.routing import Routed, Routes, SourceName, in_place_of, is_one_tensor
 
 
 def value_checks(
     mapped: Sequence[Mapped],
     aliases: Sequence[Alias],
     single: Mapping[str, Routed],
+    placed: Mapping[str, Sequence[Routed]],
     checkpoints: Mapping[str, Checkpoint],
     post_load: Sequence[PostLoadChange],
     routes: Routes,
     norms_about_one: bool,
 ) -> list[ValueCheck]:
+    """The checks of a plan.
+
+    Args:
+        single: by parameter, the tensor that is renamed to it.
+        placed: by parameter, the tensors of which an operation makes it.
+    """
     checks = []
     norms = [entry for entry in mapped if _is_norm(entry)] if norms_about_one else []
     if norms:
         origins = tuple(origin for entry in norms for origin in entry.origins)
         checks.append(ValueCheck("norms", norms[0].target, origins))
     for name in sorted({read for change in post_load for read in change.change.reads}):
-        if name in single:
-            checks.append(ValueCheck("finite", name, (single[name].origin,)))
-    checks += [
-        ValueCheck("range", entry.target, (origin,))
-        for entry in mapped
-        if entry.is_rounded
-        for origin in entry.origins
-    ]
+        tensors = [single[name]] if name in single else placed.get(name, ())
+        checks += [ValueCheck("finite", name, (routed.origin,)) for routed in tensors]
+    # A tensor that is divided becomes several parameters.
+    rounded: dict[tuple[SourceName, str], str] = {}
+    for entry in mapped:
+        if entry.is_rounded:
+            for origin in entry.origins:
+                rounded.setdefault((origin, entry.dtype), entry.target)
+    checks += [ValueCheck("range", target, (origin,)) for (origin, _), target in rounded.items()]
     matrices: dict[SourceName, str] = {}
     for entry in mapped:
         for lora in entry.loras:
@@ -45,7 +53,7 @@ def value_checks(
         if other is not None and not is_one_tensor(checkpoints, alias.source, other.origin):
             checks.append(ValueCheck("equal", alias.target, (alias.source, other.origin)))
     for routed in routes.beside:
-        used = single.get(routed.rewrite.target or "")
+        used = in_place_of(routed, single, routes)
         if used is not None and used.tensor.shape == routed.tensor.shape:
             checks.append(
                 ValueCheck("compare", str(routed.rewrite.target), (used.origin, routed.origin))

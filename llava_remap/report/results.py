@@ -159,13 +159,17 @@ def _restored(job: Reversion) -> Iterator[str | Text]:
 
 
 def _not_restored(part: Restored) -> Iterator[str | Text]:
-    dropped = names_by_fact(
-        (entry.name, f"{entry.reason} ({entry.rule})") for entry in part.dropped
-    )
-    for reason, names in dropped.items():
-        were = "was" if len(names) == 1 else "were"
-        yield f"  {part.name}: {counted(len(names), 'tensor')} that {were} dropped"
-        yield from folded_above(reason, names, "    ")
+    for in_part in (False, True):
+        dropped = names_by_fact(
+            (entry.name, f"{entry.reason} ({entry.rule})")
+            for entry in part.dropped
+            if (entry.box is not None) is in_part
+        )
+        for reason, names in dropped.items():
+            were = "was" if len(names) == 1 else "were"
+            what = "of which a part was dropped" if in_part else f"that {were} dropped"
+            yield f"  {part.name}: {counted(len(names), 'tensor')} {what}"
+            yield from folded_above(reason, names, "    ")
     not_taken = f"{counted(part.not_taken, 'tensor')} of {part.location} that were not taken"
     files = dict.fromkeys((*part.not_restored, *(() if part.texts else ("config.json",))))
     yield from (

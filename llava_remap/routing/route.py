@@ -171,6 +171,27 @@ class Routes:
         )
 
 
+def in_place_of(beside: Routed, single: Mapping[str, Routed], routes: Routes) -> Routed | None:
+    """The tensor that counts in place of one that isn't used: both are renamed to a parameter, or
+    an operation takes both under one name. None if there is no such tensor.
+
+    Args:
+        single: by parameter, the tensor that is renamed to it.
+    """
+    name, operated = str(beside.rewrite.target), beside.rewrite.operated
+    if operated is None:
+        return single.get(name)
+    return next(
+        (
+            routed
+            for applied in routes.operations
+            for routed in applied.tensors
+            if routed.rewrite.target == name and routed.rewrite.operated == operated
+        ),
+        None,
+    )
+
+
 def is_one_tensor(
     checkpoints: Mapping[str, Checkpoint], one: SourceName, other: SourceName
 ) -> bool:

@@ -223,6 +223,7 @@ def read_record(folder: Path) -> Record:
         mapped = tuple(map(Mapped.from_json, text.plan.mapped))
         refuse_uncovered(mapped)
         aliases = tuple(map(Alias.from_json, text.plan.aliases))
+        dropped = tuple(map(Dropped.from_json, text.plan.dropped))
         post_load = tuple(PostLoadChange.from_json(entry) for entry in text.plan.post_load)
     except ValidationError as error:
         first = error.errors()[0]
@@ -258,7 +259,7 @@ def read_record(folder: Path) -> Record:
         },
         mapped,
         aliases,
-        text.plan.dropped,
+        dropped,
         post_load,
         content["plan"],
     )
@@ -389,7 +390,7 @@ class _Counts(_Part):
 class _Plan(_Part):
     sources: dict[str, _Counts]
     target_class: str = Field(validation_alias=AliasPath("target", "class"))
-    dropped: tuple[Dropped, ...]
+    dropped: list[dict[str, Any]]
     mapped: list[dict[str, Any]]
     aliases: list[dict[str, Any]]
     post_load: list[dict[str, Any]]
