@@ -33,7 +33,7 @@ def main() -> None:
             try:
                 app(standalone_mode=True)
             finally:
-                # A failure is shown here; at the end of Python it would be a traceback.
+                # So a failure is shown as a message; at the end of Python it would be a traceback.
                 sys.stdout.flush()
     except BaseException as error:  # a panic of a library's Rust code is no `Exception`
         # After a signal, a library may have raised another error.
@@ -72,8 +72,8 @@ def _end_unforeseen(error: BaseException) -> NoReturn:
         library, install = raised
         whose = (
             f"It came from {library}, which llava-remap called. If that library is damaged, "
-            f"{install} mends it. "
-            "If it isn't, this is a fault of llava-remap, not of the checkpoint."
+            f"{install} repairs it. "
+            "Otherwise, this is a fault of llava-remap, not of the checkpoint."
         )
     print(
         f"{whose} Please report it with the command and what it prints under "
@@ -90,15 +90,15 @@ def _is_in_import(error: BaseException) -> bool:
 
 
 def _end_unprinted(error: UnprintedError) -> NoReturn:
-    """End the process whose last output is lost. If the command had been refused before, its exit
+    """End the process after its last output was lost. If the command was refused before, its exit
     code stays.
     """
     _show(
         Problem(
             "LR508",
-            f"standard output: {error.strerror}. What was to be printed there is lost.",
-            "The command may have done its work all the same; look at its output before you give "
-            "it again.",
+            f"standard output: {error.strerror}. The text to be printed there is lost.",
+            "The command may have done its work nevertheless; look at its output before you run it "
+            "again.",
         )
     )
     codes = (before.code for before in with_contexts(error) if isinstance(before, SystemExit))
@@ -115,8 +115,8 @@ def _show(problem: Problem) -> None:
 
 
 def _sturdy(stream: TextIO) -> TextIO:
-    """A stream that takes any text: not every terminal has every letter, and not every file name
-    is text.
+    """A stream that takes any text: some terminals lack some letters, and some file names aren't
+    text.
     """
     if not isinstance(stream, io.TextIOWrapper):
         return stream
@@ -134,8 +134,8 @@ def _sturdy(stream: TextIO) -> TextIO:
 class _Piped(io.FileIO):
     """A stream whose failure doesn't end a job.
 
-    Its reader may go away (`| head -1`): the job goes on without printing. Any other failure of
-    stdout is raised once, and of stderr never; later output goes nowhere.
+    If its reader goes away (`| head -1`), the job goes on without printing. Any other failure is
+    raised once for stdout, and never for stderr; later output goes nowhere.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -154,8 +154,8 @@ class _Piped(io.FileIO):
 
 
 def _fill_streams() -> None:
-    """Open a closed stream (`2>&-`) to nowhere. Otherwise the next file that is opened would get
-    its number, and with it what is printed.
+    """Open a closed stream (`2>&-`) to nowhere. Otherwise the next opened file would get the
+    stream's number, and receive the printed text.
     """
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass

@@ -1,5 +1,5 @@
-"""What all commands have in common: `-q` and `-v`, help in groups, and wrong usage as a problem
-with a code, in JSON where that was asked for.
+"""The common parts of all commands: `-q` and `-v`, help in groups, and wrong usage as a problem
+with a code, in JSON if that was asked for.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from llava_remap.core import Problem
 from llava_remap.core.arguments import nearest_choice
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
-#: The parent of every error that a wrong command line leads to.
+#: The parent class of all errors of a wrong command line.
 _UsageError = cast(type[Exception], typer.BadParameter.__mro__[1])
 #: The JSON document that a command prints, by the last words of its name.
 _DOCUMENTS = {
@@ -38,10 +38,10 @@ _DOCUMENTS = {
 }
 
 _LEVELS = {
-    "quiet": ("-q", "Print problems, notes and the last line alone."),
+    "quiet": ("-q", "Print only problems, notes and the last line."),
     "verbose": ("-v", "Print every name, unfolded, and the time that each phase took."),
 }
-#: Options of other programs, and what they are here.
+#: Options of other programs, and their counterparts here.
 _ELSEWHERE = {
     ("lora", "adapter", "peft", "lora-path"): "An adapter is a source: --source adapter=DIR.",
     ("model", "model-path", "input", "checkpoint"): "A checkpoint is a source: --source SRC.",
@@ -56,7 +56,7 @@ _ELSEWHERE = {
         "Nothing is ever overwritten: give a new folder, or delete the old one."
     ),
     ("json",): "JSON is --format json.",
-    ("debug", "log-level"): "More is told by --verbose; a traceback by LLAVA_REMAP_TRACEBACK=1.",
+    ("debug", "log-level"): "For details: --verbose; for a traceback: LLAVA_REMAP_TRACEBACK=1.",
 }
 
 
@@ -181,7 +181,7 @@ def _nearest_option(option: str, ctx: Any) -> str:
 
 
 def _nearest_value(message: str) -> str:
-    """The choice that may have been meant, of a message that names them; empty if none is near."""
+    """The nearest of the choices that a message names; empty if none is near."""
     value, _, choices = message.partition(" is not one of ")
     word = value.rpartition(" ")[2].strip("'\"")
     return nearest_choice(word, re.findall(r"'([^']+)'", choices))

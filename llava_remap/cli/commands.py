@@ -115,10 +115,10 @@ def apply_command(
     verify: Annotated[Verify, VERIFY] = "meta",
     offline: Offline = False,
 ) -> None:
-    """Convert a checkpoint.
+    """Convert a checkpoint by a rule file.
 
-    It is planned, written if the plan is complete, and loaded strictly. Nothing is written unless
-    every tensor and every parameter has its place.
+    The conversion is planned, written if the plan is complete, and loaded strictly. Nothing is
+    written unless every tensor and every parameter has its place.
     """
     with refusals(output_format):
         with resumable(output if resume and not dry_run else None):
@@ -171,8 +171,8 @@ def verify_command(
             "--against",
             metavar="[NAME=]SRC",
             rich_help_panel=READING,
-            help="The source that it was made from: every tensor is compared, bit by bit. As "
-            "--source of `apply`.",
+            help="A source of the folder, given as with --source of `apply`: every tensor is "
+            "compared, bit by bit.",
         ),
     ] = [],  # noqa: B006
     output_format: ReportFormat = "human",
@@ -181,7 +181,7 @@ def verify_command(
     """Check a converted folder.
 
     The files are compared with the digests in the folder's record, transformers loads names and
-    shapes strictly, and with --against every value is compared with what the sources give.
+    shapes strictly, and, with --against, every value is compared with what the sources give.
     """
     with refusals(output_format, "verification"):
         from llava_remap.jobs.verify import open_recorded
@@ -219,7 +219,7 @@ def revert_command(
             "-o",
             metavar="DIR",
             rich_help_panel=WRITING,
-            help="The folder to write; new or empty. With --rules by default ./<last part of "
+            help="The folder to write; new or empty. With --rules, the default is ./<last part of "
             "DIR>-original.",
         ),
     ] = None,
@@ -228,8 +228,8 @@ def revert_command(
         typer.Option(
             "--rules",
             metavar="RULES",
-            help="Go back by a rule file alone, without a record: to the original names, from "
-            "whatever saved the checkpoint. A record does it better.",
+            help="Use a rule file instead of the record: restores the original names of any "
+            "checkpoint in a layout of transformers. The record restores more.",
         ),
     ] = None,
     dry_run: DryRun = False,
@@ -239,12 +239,12 @@ def revert_command(
     verify: Annotated[Verify | None, VERIFY] = None,
     offline: Offline = False,
 ) -> None:
-    """Take a converted folder back.
+    """Restore the original checkpoint from a converted folder.
 
-    The original names, bytes and configs, from the folder's record. Each of several sources gets a
-    folder of its name inside the output. Nothing is written unless every file is as it was written.
-    With --rules, weights alone, under the names that the rule file leads back to; --dry-run,
-    --report, --verify and --offline are for that way.
+    The original names, bytes and configs are restored by the folder's record. Each of several
+    sources gets a folder with its name inside the output. Nothing is written unless every file is
+    unchanged. With --rules, only weights are written, under the names that the rule file leads
+    back to; --dry-run, --report, --verify and --offline are only for that way.
     """
     with refusals(output_format, "reversion" if rules is None else "plan"):
         if rules is not None:
@@ -309,17 +309,17 @@ def shrink_command(
         typer.Option(
             "--tower-layers",
             metavar="N",
-            help="Layers of the vision tower that stay; by default 3, or as many as its features "
-            "are taken from.",
+            help="Layers of the vision tower that stay; by default 3, or as many as the features "
+            "need.",
         ),
     ] = None,
     offline: Offline = False,
 ) -> None:
     """Write a small twin of a checkpoint.
 
-    The same names, dtypes and ties, fewer layers, small sizes, and made-up values: to try a rule
-    file on, to test programs with, to attach to a bug report. Only headers and config of the
-    checkpoint are read; a manifest will do.
+    The twin has the same names, dtypes and ties, but fewer layers, small sizes and made-up values.
+    Use it to try a rule file, to test programs, or to attach it to a bug report. Only headers and
+    config of the checkpoint are read; a manifest is enough.
     """
     with refusals("human"):
         from llava_remap.authoring.shrink import shrink
@@ -355,8 +355,8 @@ def inspect(
 ) -> None:
     """Say what a checkpoint is.
 
-    Its components, their kinds and sizes, what is unusual about it, which rule files fit it, and
-    the command to run. It may also be an adapter, a projector, a tower or a language model alone.
+    The output has the components with kinds and sizes, unusual things, the rule files that fit, and
+    the command to run. SRC may also be an adapter, a projector, a tower or a language model alone.
     """
     with refusals(output_format, "inspection"):
         from llava_remap.jobs.inspect_parts import inspect as inspect_source

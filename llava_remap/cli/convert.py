@@ -61,7 +61,7 @@ _NAME = "{name}"
 
 @dataclass(frozen=True, slots=True)
 class _Options:
-    """What holds for every checkpoint of the command.
+    """The options for every checkpoint of the command.
 
     Attributes:
         plan: options of `plan`.
@@ -108,9 +108,9 @@ def convert_command(
             rich_help_panel=READING,
             metavar="NAME=SRC",
             autocompletion=source_values,
-            help="What the checkpoint needs besides: vision_tower=DIR, model=BASE for an adapter, "
-            "language_model=DIR for a tokenizer. Can be given several times. What isn't given is "
-            "looked for beside the checkpoint, then taken as its own files name it.",
+            help="Another source that the checkpoint needs: vision_tower=DIR, model=BASE for an "
+            "adapter, language_model=DIR for a tokenizer. Can be given several times. Other needed "
+            "sources are looked for beside the checkpoint, then where its own files say.",
         ),
     ] = [],  # noqa: B006
     output: Annotated[
@@ -120,7 +120,7 @@ def convert_command(
             "-o",
             metavar="DIR",
             rich_help_panel=WRITING,
-            help="The folder to write, in the place of OUT.",
+            help="The folder to write, instead of OUT.",
         ),
     ] = None,
     output_dir: Annotated[
@@ -129,8 +129,8 @@ def convert_command(
             "--output-dir",
             rich_help_panel=WRITING,
             metavar="DIR",
-            help="Convert every SRC, each into a folder of its name in DIR, with its plan as JSON "
-            "beside it.",
+            help="Convert every SRC into a folder with its name in DIR, with the plan as JSON "
+            "beside the folder.",
         ),
     ] = None,
     dtype: Dtype = "keep",
@@ -158,9 +158,9 @@ def convert_command(
 ) -> None:
     """Convert a checkpoint by the rule file that fits it.
 
-    The checkpoint is recognised, as by `inspect`; what it needs besides is found or asked for. If
-    several rule files fit, or none, nothing is written. With --output-dir, several checkpoints are
-    converted one after another; one that is refused doesn't stop the others.
+    The checkpoint is recognised as by `inspect`. Other sources that it needs are found or asked
+    for. If several rule files fit, or none, nothing is written. With --output-dir, several
+    checkpoints are converted one after another; if one is refused, the others are still converted.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(refusals(output_format, lines=output_dir is not None))
@@ -219,8 +219,8 @@ def _outputs(
             "LR211",
             f"{' '.join(arguments)}: a checkpoint and the folder to write are wanted"
             + (f", and {others[0]} holds other files." if len(places) < 2 else "."),
-            "Give what the checkpoint needs besides as a source, such as --source "
-            "vision_tower=DIR. To convert all of them: --output-dir DIR.",
+            "Give other sources of the checkpoint with --source, such as --source "
+            "vision_tower=DIR. To convert several checkpoints: --output-dir DIR.",
         )
     return [first], [output_folder(place) for place in places] or [None]
 
@@ -231,7 +231,7 @@ def _logged(
     outputs: Sequence[Path | None],
     further: Sequence[str],
 ) -> Path | None:
-    """The log, if it is no file of a source or of an output.
+    """The log, unless it is a file of a source or of an output.
 
     Raises:
         RemapError: LR508.
@@ -257,13 +257,13 @@ def _reports(
         refuse_other_reports(report)
         return [report]
     if report is None:
-        # A dry run writes what it was asked for and nothing else.
+        # A dry run writes only what was asked for.
         return [None if dry_run or output is None else _report_beside(output) for output in outputs]
     if _NAME not in str(report):
         raise refuse(
             "LR211",
             f"--report {report}: each checkpoint has a report of its own.",
-            f"Put {_NAME} in the place of the output's name: --report 'reports/{_NAME}.json'.",
+            f"Write {_NAME} in place of the output's name: --report 'reports/{_NAME}.json'.",
         )
     refuse_other_reports(report)
     return [
@@ -273,8 +273,8 @@ def _reports(
 
 
 def _report_beside(output: Path) -> Path | None:
-    """The report that is written without being asked for; None if the output is finished and has
-    the report of the run that wrote it.
+    """The report that is written by default; None if the output is finished and has the report of
+    the run that wrote it.
     """
     from llava_remap.verification.record import is_finished
 
@@ -383,7 +383,7 @@ def _convert_all(
 
     Raises:
         Ended: with the gravest exit code.
-        BaseException: the first error that no command foresees, or that of a signal.
+        BaseException: the first error that no command foresees, or the error of a signal.
     """
     from llava_remap.jobs.conversions import Converted
     from llava_remap.report import print_heading, print_summary, summary_json
@@ -422,7 +422,7 @@ def _convert_all(
 
 
 def _asking(shown: Progress, options: _Options) -> Ask | None:
-    """Asks on the terminal for a source; None if there is no terminal, or nobody looks at it."""
+    """The function that asks for a source on the terminal; None if nobody would see it ask."""
     if options.lines or options.output_format == "json":
         return None
     if not _is_terminal():

@@ -1,4 +1,4 @@
-"""The words of the command line, for a command that is told to be given again."""
+"""The words of the command line, for messages that show the command again with changes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def command_without(
 
     Args:
         taken: the output that was given, if it can't be used.
-        free: another name for it; empty if it can.
-        manifests: sources of which the command has to name the checkpoint instead.
+        free: another name for the output; empty if the given one can be used.
+        manifests: sources that are manifests. The command names the checkpoint instead.
     """
     words: list[str] = []
     given = iter(GIVEN.get())

@@ -1,4 +1,4 @@
-"""The log file of a command: plain lines with the time, for whoever looks later."""
+"""The log file of a command: plain lines with the time."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Log:
 
 @contextlib.contextmanager
 def open_log(path: Path | None) -> Iterator[Log]:
-    """Open a log; an earlier one goes on.
+    """Open a log; lines are added to an existing one.
 
     Raises:
         RemapError: LR508 if it can't be written.

@@ -24,8 +24,8 @@ def shipped_rules(incomplete: str) -> list[tuple[str, str]]:
 
 
 def source_values(ctx: typer.Context, incomplete: str) -> list[str]:
-    """`NAME=` for each source of the rule file that was given, or of every shipped one; behind
-    `NAME=` the paths that begin so.
+    """Completions of `--source`: `NAME=` for each source of the given rule file, or of all shipped
+    ones; after `NAME=`, the paths that begin with the typed text.
     """
     from llava_remap.core import RemapError
     from llava_remap.rulefile import load_rule_file, shipped_rule_files
@@ -90,8 +90,8 @@ DryRun = Annotated[
 ]
 VERIFY = typer.Option(
     "--verify",
-    help="What is checked after writing. meta: transformers loads names and shapes strictly; full: "
-    "also every tensor is read back and compared with what its source gives; none: nothing.",
+    help="The check after writing. meta: transformers loads names and shapes strictly; full: every "
+    "tensor is also read back and compared with what its source gives; none: no check.",
     rich_help_panel=WRITING,
 )
 Report = Annotated[
@@ -148,8 +148,8 @@ Sources = Annotated[
         metavar="[NAME=]SRC",
         autocompletion=source_values,
         help="A checkpoint: folder, file, manifest, or ORG/NAME[@REVISION] on the hub. Without "
-        "NAME, the rule file's first source. Can be given several times. What isn't given is "
-        "downloaded as the rule file says.",
+        "NAME, the rule file's first source. Can be given several times. A needed source that "
+        "isn't given is downloaded, as a config or the rule file names it.",
     ),
 ]
 Output = Annotated[
@@ -167,9 +167,9 @@ Dtype = Annotated[
     typer.Option(
         "--dtype",
         rich_help_panel=WRITING,
-        help="The dtype of every weight that is written; keep: the dtype that each is stored "
-        "in. Values are rounded to nearest; those that don't fit are found before anything is "
-        "written. Revert can't give back what was rounded.",
+        help="The dtype of every written weight; keep: the dtype in which each is stored. Values "
+        "are rounded to nearest; values that don't fit are found before anything is written. "
+        "`revert` can't restore rounded values.",
     ),
 ]
 Vocab = Annotated[
@@ -181,8 +181,8 @@ Vocab = Annotated[
         parser=vocabulary_rows,
         autocompletion=lambda: ["keep", "pad"],
         help="How many rows the vocabulary will have. pad: as the rule file says, mostly as "
-        "many as new tokens need, rounded up to a multiple of 64; keep: as many as there are, "
-        "so new tokens have to fit; N: so many.",
+        "many as new tokens need, rounded up to a multiple of 64; keep: the present number, so "
+        "new tokens have to fit; N: this number.",
     ),
 ]
 ProjectorForm = Annotated[
@@ -191,9 +191,9 @@ ProjectorForm = Annotated[
         "--projector-form",
         rich_help_panel=WRITING,
         help="How a projector of one linear layer is written (LLaVA 1.0). identity: for "
-        "programs that take the activation from the config, as transformers does; gelu: for "
-        "programs that always put a GELU there, as vLLM and llama.cpp. By default as the rule "
-        "file says.",
+        "programs that take the activation from the config, such as transformers; gelu: for "
+        "programs that always use a GELU, such as vLLM and llama.cpp. The default is the rule "
+        "file's.",
         show_default=False,
     ),
 ]
@@ -210,9 +210,9 @@ NameLayout = Annotated[
     typer.Option(
         "--layout",
         rich_help_panel=WRITING,
-        help="The names that are written. classic: those that every transformers loads; "
-        "module-4.52, module-5.6: the module names of transformers 4.52 to 5.5 and of 5.6 and "
-        "later, for programs that want those.",
+        help="The names to write. classic: names that every version of transformers loads; "
+        "module-4.52, module-5.6: the module names of transformers 4.52 to 5.5, and of 5.6 and "
+        "later, for programs that need these.",
     ),
 ]
 MaxShardSize = Annotated[
@@ -222,8 +222,8 @@ MaxShardSize = Annotated[
         rich_help_panel=WRITING,
         metavar="SIZE",
         parser=nbytes,
-        help="Bytes of tensors that a weight file may have (5GB, 500MB). A larger tensor gets "
-        "a file of its own. Without it, weight files are divided as the sources' are.",
+        help="The most bytes of tensors in a weight file (5GB, 500MB). A larger tensor gets a "
+        "file of its own. By default, weight files are divided as the sources' are.",
     ),
 ]
 Resume = Annotated[
@@ -231,7 +231,7 @@ Resume = Annotated[
     typer.Option(
         "--resume",
         rich_help_panel=WRITING,
-        help="Go on with a job that was interrupted or killed: finished weight files are kept. "
-        "If all of it is finished, nothing is to be done.",
+        help="Continue a job that was interrupted or killed: finished weight files are kept. "
+        "If the whole job is finished, nothing is written.",
     ),
 ]

@@ -1,4 +1,4 @@
-"""What commands print and write: plans and results of jobs, other results, refusals."""
+"""The output of commands: plans and results of jobs, other results, refusals."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Ended(typer.Exit):
     """The end of a command, or of one of its jobs.
 
     Attributes:
-        problems: why it ended, unless all is well.
+        problems: why it ended; empty after success.
     """
 
     def __init__(self, code: int, problems: Sequence[Problem] = ()) -> None:
@@ -44,7 +44,7 @@ class Ended(typer.Exit):
 
 
 class Unreported(Ended):
-    """The end of a job that was carried out and whose report can't be written.
+    """The end of a job that was carried out, but whose report can't be written.
 
     Attributes:
         result: what the job wrote.
@@ -56,7 +56,7 @@ class Unreported(Ended):
 
 
 class _ReportedError(RemapError):
-    """A refusal that is in a report, too."""
+    """A refusal that was also written to a report."""
 
     def __init__(self, problems: Sequence[Problem], report: Path) -> None:
         super().__init__(problems)
@@ -87,7 +87,7 @@ def refusals(output_format: Format, kind: str = "plan", *, lines: bool = False) 
     """Show a refusal and end with its exit code.
 
     Args:
-        kind: of the JSON document that the command prints: `plan`, `verification`, …
+        kind: the kind of the command's JSON document: `plan`, `verification`, …
         lines: whether the document is one line of several.
 
     Raises:
@@ -110,7 +110,7 @@ def refusals(output_format: Format, kind: str = "plan", *, lines: bool = False) 
             file = error.filename or "a file that was being written"
             refusal, output_format = refuse("LR508", f"{file}: {error.strerror or error}."), "human"
         else:
-            raise  # nobody foresaw it: it isn't known to be the output's
+            raise  # unforeseen: it may have nothing to do with the output
     print_refusal(refusal.problems, output_format, kind, lines=lines)
     if isinstance(refusal, _ReportedError):
         _print_place(refusal.report, output_format)
@@ -120,7 +120,7 @@ def refusals(output_format: Format, kind: str = "plan", *, lines: bool = False) 
 def print_refusal(
     problems: Sequence[Problem], output_format: Format, kind: str, *, lines: bool = False
 ) -> None:
-    """Show on stderr why a command has no result, and in JSON on stdout if that was asked for."""
+    """Show on stderr why a command has no result, and also on stdout if JSON was asked for."""
     from llava_remap.report import print_problems, refusal_json
 
     if output_format == "json":
@@ -149,7 +149,7 @@ def kept(output: Path) -> str:
 
 @contextlib.contextmanager
 def resumable(output: Path | None) -> Iterator[None]:
-    """If a job is interrupted or ended by an error, say what is kept of it and of earlier tries.
+    """If an interruption or an error ends a job, say what is kept of it and of earlier runs.
 
     Args:
         output: the job's folder; None while it has none.
@@ -178,13 +178,13 @@ def _print_place(report: Path, output_format: Format) -> None:
 
 
 def write_report(path: Path, content: dict[str, Any] | str) -> None:
-    """Write a report as a whole, as JSON or a page; if that fails, an earlier one stays."""
+    """Write a report as a whole, as JSON or a page; if that fails, an earlier report stays."""
     text = content if isinstance(content, str) else json.dumps(content, indent=2) + "\n"
     write_text(path, text, "--report")
 
 
 def write_text(path: Path, text: str, option: str) -> None:
-    """Write a file as a whole; if that fails, an earlier one stays.
+    """Write a file as a whole; if that fails, an earlier file stays.
 
     Args:
         option: the option that named the file.
@@ -247,14 +247,14 @@ def reported(report: Path | None, output: Path | None, given: Iterable[str]) -> 
 
 
 def _content(report: Path, job: Job, result: Result | None = None) -> dict[str, Any] | str:
-    """What a report holds, as its name asks for."""
+    """The content of a report, in the form that its name asks for."""
     from llava_remap.report.html import plan_html
 
     return plan_html(job, result) if report.suffix == ".html" else job.to_json(result)
 
 
 def command_that_writes(job: Job) -> str:
-    """The command of a dry run, as one that carries out the job."""
+    """The command that carries out the job of a dry run."""
     from llava_remap.jobs.output import output_notes
 
     manifests = {source.location for source in job.checkpoints.values() if source.is_manifest}
@@ -278,15 +278,15 @@ def carry_out(
     resume: bool = False,
     lines: bool = False,
 ) -> Result:
-    """Check a job's values and show its plan; unless only that was asked for, carry it out and
-    show the result.
+    """Check a job's values and show its plan. Unless only the plan was asked for, carry the job out
+    and show the result.
 
     Args:
         lines: whether a JSON document is one line of several.
 
     Raises:
-        Ended: where the job isn't carried out, with the exit code that says why.
-        Unreported: where it is, and the report can't be written.
+        Ended: if the job isn't carried out, with the exit code that says why.
+        Unreported: if the job is carried out, but the report can't be written.
     """
     from llava_remap.jobs.job import check_values as checked
     from llava_remap.jobs.job import refused
@@ -338,7 +338,7 @@ def carry_out(
             print_result(console(), result, job)
         if result is None:
             print_problems(console(sys.stderr), job.plan.problems)
-            print(f"\n{kept(job.output) or 'Nothing of it is left.'}", file=sys.stderr)
+            print(f"\n{kept(job.output) or 'No output remains.'}", file=sys.stderr)
         unreported: Sequence[Problem] = ()
         if report is not None:
             try:
@@ -351,6 +351,6 @@ def carry_out(
             problems = (*job.plan.problems, *unreported)
             raise Ended(exit_code(problems), problems)
         if unreported:
-            print(f"\n{shown(job.output)} is finished; only its report isn't.", file=sys.stderr)
+            print(f"\n{shown(job.output)} is finished, but has no report.", file=sys.stderr)
             raise Unreported(exit_code(unreported), unreported, result)
         return result

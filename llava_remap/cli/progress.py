@@ -1,4 +1,4 @@
-"""How far a job is, on stderr: a bar on a terminal, a line now and then in a log."""
+"""The progress of a job, on stderr: a bar on a terminal, a line now and then in a log."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import ProgressColumn
 
-#: Seconds between two lines in a log, and before the first line; and the time after which a log
-#: hears of a job whose size isn't known.
+#: Seconds between two lines in a log, and before the first line; and seconds before the first line
+#: for a job of unknown size.
 _LOGGED, _PATIENCE = 10.0, 1.0
-#: The rate is measured over the last seconds, since parts of a job have different speeds.
+#: The rate is measured over this many seconds, since parts of a job have different speeds.
 _WINDOW = 15.0
-#: Columns of a terminal that has room for everything, and for all but the bar and the bytes.
+#: Columns of a terminal that has room for everything, and for everything except bar and bytes.
 _WIDE, _MEDIUM = 80, 60
 
 
 class Progress:
-    """What is being done, and how much of it is done. Any thread may call it.
+    """The current phase, and the finished share. Any thread may call it.
 
     Args:
         out: where progress is shown.
-        what: what is being done, as a participle: `writing`.
-        nbytes: how much there is to do; None if that isn't known in bytes.
+        what: the phase, as a participle: `writing`.
+        nbytes: the size of the phase in bytes; None if unknown.
         now: seconds on a clock that never goes back.
     """
 
@@ -118,7 +118,7 @@ class Progress:
 
 
 def _bar(out: TextIO, now: Callable[[], float]) -> Bar:
-    """A line that says what is being done and for how long."""
+    """A line with the current phase and its duration."""
     from rich import progress as rich
 
     from llava_remap.report.terminal import console_for
@@ -156,9 +156,9 @@ def _counting(width: int) -> tuple[str | ProgressColumn, ...]:
 
 @contextlib.contextmanager
 def progress(what: str, nbytes: int | None = None) -> Iterator[Progress]:
-    """Show on stderr how far a job is, while it lasts; nothing is left on a terminal afterwards.
+    """Show the progress of a job on stderr while it lasts; a terminal is clean afterwards.
 
-    A log gets a line every ten seconds at most. With `-v`, the time of every phase is told.
+    A log gets at most a line every ten seconds. With `-v`, the time of every phase is printed.
     """
     from llava_remap.report.terminal import DETAIL
 

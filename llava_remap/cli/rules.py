@@ -20,7 +20,7 @@ rules_app = App(help="Look at rule files and test them.", no_args_is_help=True)
 def rules_list(output_format: ResultFormat = "human") -> None:
     """List the shipped rule files.
 
-    With name, version and what each is for; with -v also what it extends.
+    Each with name, version and purpose; with -v, also with the files that it extends.
     """
     with refusals(output_format, "rule-files"):
         from llava_remap.report.rules import list_json, print_list
@@ -43,16 +43,14 @@ def rules_test(
         typer.Option(
             "--source",
             metavar="[NAME=]SRC",
-            help="A checkpoint, as in `apply`. There has to be a snapshot of what becomes of its "
-            "names.",
+            help="A checkpoint, as in `apply`. Its names have to have a snapshot.",
         ),
     ] = [],  # noqa: B006
     update: Annotated[
         bool,
         typer.Option(
             "--update",
-            help="Write what is missing: tests for rules that have none, and with --source a "
-            "snapshot.",
+            help="Write tests for rules that have none and, with --source, a missing snapshot.",
         ),
     ] = False,
     output_format: ResultFormat = "human",
@@ -60,10 +58,10 @@ def rules_test(
 ) -> None:
     """Run the tests of rule files.
 
-    The tests are in the file, and in the snapshots beside it: those of mine.yaml are the files in
-    the folder mine.snapshots. A snapshot says what becomes of every name of a checkpoint, and is
-    run without the checkpoint. Exit code 1 if a test or a snapshot fails, or the snapshot that
-    --source asks for is missing. What is there already is never overwritten.
+    Tests stand in the file, and snapshots beside it: those of mine.yaml are the files in the folder
+    mine.snapshots. A snapshot says what becomes of every name of a checkpoint, and is run without
+    the checkpoint. The exit code is 1 if a test or a snapshot fails, or if the snapshot that
+    --source asks for is missing. Existing tests and snapshots are never overwritten.
     """
     with refusals(output_format, "tests"):
         from llava_remap.authoring.rule_tests import run_rule_tests
@@ -98,7 +96,7 @@ def rules_explain(
         typer.Option(
             "--source",
             metavar="[NAME=]SRC",
-            help="A checkpoint, as in `apply`: its names, and what the `when` of a rule asks for.",
+            help="A checkpoint, as in `apply`: for its names, and for the `when` of rules.",
         ),
     ] = [],  # noqa: B006
     output_format: ResultFormat = "human",
@@ -114,8 +112,8 @@ def rules_explain(
 ) -> None:
     """Say what becomes of names, rule by rule.
 
-    For a name that no rule takes: which rules come nearest, and why they don't match. The exit code
-    is 0 whatever becomes of the names.
+    For a name that no rule takes, the nearest rules are shown, and why they don't match. The exit
+    code is 0 for unmapped names too.
     """
     with refusals(output_format, printed_as or "explanation"):
         from llava_remap.authoring.explain import explain_names, explainer_for
@@ -151,8 +149,8 @@ def rules_explain(
 def rules_schema() -> None:
     """Print the rule language as JSON Schema.
 
-    With it an editor checks a rule file and explains every field: save it, and start the rule file
-    with the line # yaml-language-server: $schema=PATH
+    With the schema, an editor checks a rule file and explains every field. Save the schema, and
+    start the rule file with the line # yaml-language-server: $schema=PATH
     """
     with refusals("human"):
         from llava_remap.rulefile.json_schema import schema_json
@@ -166,7 +164,7 @@ def rules_lint(
         list[str] | None,
         typer.Argument(
             metavar="[RULES]...",
-            help="Rule files, or names of shipped ones. Without any, all that are shipped.",
+            help="Rule files, or names of shipped ones. By default, all shipped ones.",
             show_default=False,
             autocompletion=shipped_rules,
         ),
@@ -176,19 +174,19 @@ def rules_lint(
         typer.Option(
             "--source",
             metavar="[NAME=]SRC",
-            help="A checkpoint with whose names the rules are tried: as --source of `apply`.",
+            help="A checkpoint, as in `apply`: the rules are also tried on its names.",
         ),
     ] = [],  # noqa: B006
     output_format: Annotated[
         Literal["human", "json", "github"],
-        typer.Option("--format", help="How it is printed; github: as annotations in a workflow."),
+        typer.Option("--format", help="How findings are printed; github: as annotations."),
     ] = "human",
 ) -> None:
-    """Say what is wrong with rule files; exit code 2 if something is.
+    """Find faults in rule files; the exit code is 2 if there are any.
 
-    Rules that take each other's names or their own new ones, rules without a test, regexes that
-    take more than they seem to, drops of what the target wants; and whether what a file renames can
-    be led back.
+    It finds rules that take each other's names or their own new ones, rules without a test, regexes
+    that take more than they seem to, and drops of tensors that the target wants. It also says
+    whether the renames can be reversed.
     """
     with refusals("json" if output_format == "json" else "human", "lint"):
         from llava_remap.authoring.lint import lint_files
@@ -216,9 +214,9 @@ def rules_new(
         typer.Option(
             "--from",
             metavar="[NAME=]SRC",
-            help="A checkpoint: folder, file, manifest or hub id; names will do, in an index "
-            "without its shards or a .txt file, one a line. Further ones with a name: "
-            "vision_tower=SRC.",
+            help="A checkpoint: folder, file, manifest or hub id. Names are enough: an index "
+            "without its shards, or a .txt file with one name per line. Further sources have a "
+            "name: vision_tower=SRC.",
         ),
     ],
     target: Annotated[
@@ -226,8 +224,8 @@ def rules_new(
         typer.Option(
             "--to",
             metavar="TARGET",
-            help="What it is to become: a class of transformers, a config.json that names one, a "
-            "manifest, or a converted checkpoint of the same size.",
+            help="The target: a class of transformers, a config.json that names one, a manifest, "
+            "or a converted checkpoint of the same size.",
         ),
     ],
     output: Annotated[
@@ -239,23 +237,23 @@ def rules_new(
         typer.Option(
             "--map",
             metavar="FROM=TO",
-            help="Answers a question: a source name and what it becomes, folded or not.",
+            help="Answer a question: a source name and its new name, folded or not.",
         ),
     ] = [],  # noqa: B006
     drop_rest: Annotated[
         bool,
         typer.Option(
             "--drop-rest",
-            help="Drop what nothing in the target takes: you know that the model doesn't compute "
-            "with it. What lies in the language model is never dropped.",
+            help="Drop tensors without a counterpart in the target, since you know that the model "
+            "doesn't compute with them. Tensors of the language model are never dropped.",
         ),
     ] = False,
     offline: Offline = False,
 ) -> None:
     """Infer a rule file from names and shapes.
 
-    What neither names nor shapes tell is asked on a terminal; elsewhere it is left out and
-    reported, with exit code 1.
+    If neither names nor shapes decide, a question is asked on a terminal. Elsewhere the tensor is
+    left out and reported, with exit code 1.
     """
     with refusals("human"):
         from llava_remap.authoring.draft import draft_rules

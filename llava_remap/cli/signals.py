@@ -1,5 +1,5 @@
-"""Ctrl-C, SIGTERM, SIGHUP: the first one ends the job. While the job clears up, later ones are
-ignored.
+"""Ctrl-C, SIGTERM, SIGHUP: the first signal ends the job. While the job cleans up, later signals
+are ignored.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from typing import Any, NoReturn
 
 from llava_remap.core.problem import EndedBySignal
 
-#: The signals that have come.
+#: The received signals.
 _came: list[int] = []
 
 
 def listen() -> None:
-    """Let the signals end the job by an exception, `KeyboardInterrupt` or `SystemExit`, so that
-    everything clears up.
+    """Let signals end the job by an exception, `KeyboardInterrupt` or `SystemExit`, so that
+    everything is cleaned up.
 
     A signal that the process was started to ignore (`nohup`, a shell's background) stays ignored.
-    SIGHUP comes when the terminal is closed.
+    SIGHUP is sent when the terminal is closed.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):
@@ -43,8 +43,8 @@ def end_if_asked() -> None:
 
 
 def leave(code: object) -> NoReturn:
-    """End the process at once, now that everything is cleared up: unloading torch would take
-    another second or two.
+    """End the process at once, after everything was cleaned up: unloading torch would take another
+    second or two.
 
     Args:
         code: the exit code; if it is no number, the code that a shell reports for the signal.

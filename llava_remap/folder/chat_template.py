@@ -1,5 +1,5 @@
-"""Chat templates, tried: the prompts that they make of conversations, the special tokens that they
-write, and the token that ends a turn.
+"""Tries chat templates: the prompts that they make of conversations, their special tokens, and the
+token that ends a turn.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Tried:
     Attributes:
         prompts: prompts of conversations of one and several turns, with and without pictures and a
             system message.
-        turn_end: the special token behind an answer; None where there is none. Generation has to
-            stop at it, as the research code stops at the separator of a conversation.
-        question: the prompt for a question, with a picture where the model takes pictures.
+        turn_end: the special token behind an answer, or None. Generation has to stop at this token,
+            as the research code stops at the separator of a conversation.
+        question: the prompt for a question, with a picture if the model takes pictures.
     """
 
     prompts: tuple[str, ...]
@@ -56,14 +56,14 @@ def try_template(
     Args:
         name: the template's name, for messages.
         template: the template in Jinja.
-        tokens: the rule file's tokens. Those for pictures and videos tell what a message may hold.
+        tokens: the rule file's tokens. Their roles say whether messages may hold pictures or
+            videos.
         special: role (`bos_token`, …) → token, as `apply_chat_template` hands them to a template.
         place: the template's place, for messages.
 
     Raises:
-        RemapError: LR605 for a template that fails on the question, that exceeds the bounds, or
-            that leaves pictures out. On other conversations a template may fail: some take no
-            system message.
+        RemapError: LR605 for a template that fails on the question, exceeds the bounds, or leaves
+            pictures out. A template may fail on other conversations: some take no system message.
     """
     question = [*({"type": token.role} for token in tokens if token.role == "image"), _QUESTION]
     asked = [
@@ -107,8 +107,8 @@ def try_template(
 
 
 def conversations(tokens: Sequence[PlacedToken]) -> Iterator[list[dict[str, Any]]]:
-    """Conversations of one and several turns, with what the tokens stand for (pictures, videos)
-    and without, with a system message and without.
+    """Conversations of one and several turns, with and without the tokens' pictures and videos, and
+    with and without a system message.
     """
     text = {"type": "text", "text": "What is  shown here?"}
     yield [{"role": "user", "content": [text]}]
@@ -147,9 +147,9 @@ def check_special_tokens(
 
     Args:
         name: the template's name.
-        prompts: the prompts that it wrote.
+        prompts: the template's prompts.
         words: the words of the tokenizer, with the rule file's tokens.
-        plain: texts that look like special tokens and aren't.
+        plain: texts that look like special tokens but aren't.
         place: the template's place.
     """
     written = dict.fromkeys(token for prompt in prompts for token in _SPECIAL.findall(prompt))
@@ -158,8 +158,7 @@ def check_special_tokens(
             "LR413",
             f"{place} the chat template {name} writes `{'`, `'.join(unknown)}`, which the "
             "tokenizer doesn't have as one token.",
-            "Put the tokenizer files there that the checkpoint was trained with, or write the "
-            "template that it was trained with into a rule file that extends this one. List texts "
-            "that aren't special tokens there: "
-            f"`processor: {{plain_text: {json.dumps(unknown)}}}`.",
+            "Put the tokenizer files of the training there, or write the template of the training "
+            "into a rule file that extends this one. If these texts aren't special tokens, list "
+            f"them in that rule file: `processor: {{plain_text: {json.dumps(unknown)}}}`.",
         )

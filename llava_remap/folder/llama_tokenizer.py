@@ -1,8 +1,8 @@
 """The tokenizer of the research code: SentencePiece behind transformers' slow `LlamaTokenizer`.
 
-`LlamaTokenizer.encode` computes what that class computes, with the SentencePiece library itself.
-`LlamaTokenizer.backend` is a tokenizer of the tokenizers library that gives the same ids, so that
-it can be written as a `tokenizer.json`.
+`LlamaTokenizer.encode` gives the same ids as that class, with the SentencePiece library.
+`LlamaTokenizer.backend` is a tokenizer of the tokenizers library that gives the same ids, and can
+be written as a `tokenizer.json`.
 
 Source of the rules: transformers 4.37 (`models/llama/tokenization_llama.py`), the version that
 LLaVA pins, and 4.40 (LLaVA-NeXT).
@@ -54,8 +54,8 @@ class LlamaTokenizer:
         #: Whether each text between added tokens gets a space before it. An absent key means true
         #: (transformers 4).
         self.legacy = config.get("legacy") is not False
-        #: Whether, without `legacy`, a whole text gets a space. `null` means absent, as in
-        #: the code that wrote it.
+        #: Whether, without `legacy`, a whole text gets a space. `null` means absent, as in the
+        #: version that wrote the key.
         self.prefix = config.get("add_prefix_space") is not False
         self.ids = {piece.piece: i for i, piece in enumerate(self._proto.pieces)}
         trainer = self._proto.trainer_spec
@@ -119,11 +119,11 @@ class LlamaTokenizer:
         return self._added[token][0] if token in self._added else self.ids[token]
 
     def seen(self, images: Collection[str]) -> list[str]:
-        """The tokens of pictures and added tokens that `backend` has to see in a text: they have to
-        be added with `normalized=True`.
+        """The tokens of pictures, and the added tokens, that `backend` has to see in a text: they
+        have to be added with `normalized=True`.
 
-        Without `legacy` a text, and the text behind a picture, gets a space before it, even where
-        it begins with an added token that isn't special to the class.
+        Without `legacy`, the first text and each text behind a picture get a space before them,
+        even if they begin with an added token that isn't special to the class.
         """
         return [] if self.legacy else [*images, *self._plain]
 
@@ -142,8 +142,8 @@ class LlamaTokenizer:
 
         Args:
             images: tokens that stand for pictures or videos. The research code cuts a prompt at
-                them and encodes the pieces one by one. Without `legacy` a piece gets a space before
-                it, so the text behind such a token does: see `seen`.
+                these tokens and encodes the pieces one by one. Without `legacy`, each piece gets a
+                space before it, so the text behind such a token gets one: see `seen`.
         """
         from tokenizers import (
             AddedToken,
@@ -205,8 +205,8 @@ class LlamaTokenizer:
                 if images
                 else []
             )
-            # The first step puts a space before a text, even if the text begins with a space: its
-            # own spaces are `▁` by now.
+            # The first step puts a space before a text even if the text begins with a space,
+            # because the text's own spaces are `▁` by now.
             spaced: list[Any] = [
                 pre_tokenizers.Metaspace(replacement=" ", prepend_scheme="first", split=False)
             ]
@@ -216,8 +216,8 @@ class LlamaTokenizer:
                 if token not in images
             )
             if own and not text.remove_extra_whitespaces:  # it would take that space away, too
-                # Before a token there is no text to put a space before. A mark stands in for it
-                # meanwhile.
+                # If a text begins with a token, Metaspace has no text to put the space before. A
+                # mark stands in for that text, and is removed afterwards.
                 behind.append(normalizers.Replace(Regex(rf"\A(?=(?:{own})[\s\S])"), _MARK))
                 spaced.append(pre_tokenizers.Split(_MARK, "removed"))
             spaced.append(

@@ -1,8 +1,8 @@
-"""All files of the output beside the weights. They are made first, in a scratch folder: if one
+"""All files of the output beside the weights. They are made first, in a scratch folder: if a file
 can't be made, no weight is written.
 
-`make_files` makes them from the research code's files. `keep_files` takes those of a transformers
-model over, in the forms of old and of new versions: 5.x puts the image processor into
+`make_files` makes them from the research code's files. `keep_files` copies the files of a
+transformers model, in the forms of old and of new versions: 5.x puts the image processor into
 `processor_config.json` and the chat template into `chat_template.jinja`, and writes tokenizer files
 that 4.x can't read; 4.x has `preprocessor_config.json` and `chat_template.json`.
 """
@@ -37,7 +37,8 @@ from llava_remap.folder.tokenizer import write_tokenizer
 from llava_remap.rulefile import RuleFile
 from llava_remap.target_model import PlacedToken, TargetConfig, Vocabulary, read_beside
 
-#: Keys of the source's generation config that aren't written: who wrote it, and for which code.
+#: Keys of the source's generation config that aren't written: they say who wrote the config, and
+#: for which code.
 _NOT_KEPT = ("_from_model_config", "transformers_version", "auto_map")
 #: The entry of the cache that holds the notes.
 _NOTES = "notes"
@@ -46,14 +47,14 @@ _NOTED = TypeAdapter(list[tuple[str, str, str]])
 _MADE = frozenset(name for names in BESIDE.values() for name in names)
 #: The parts of 5.x's `processor_config.json`, and the files that have them in both generations.
 _NESTED = {"image_processor": PREPROCESSOR, "video_processor": VIDEO_PREPROCESSOR}
-#: Keys that only sampling reads. Vicuna's generation config has them without `do_sample`, where
-#: they have no effect; but newer versions warn of them, and 4.57's `save_pretrained` refuses them.
+#: Keys that only sampling reads. Vicuna's generation config has them without `do_sample`, so they
+#: have no effect. But newer versions warn of them, and 4.57's `save_pretrained` refuses them.
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """All that a folder is made from, beside the weights.
+    """The inputs of a folder, beside the weights.
 
     Attributes:
         rules: the rule file.
@@ -62,7 +63,7 @@ class Parts:
         vocabulary: the source's tokenizer files, or None where no source has any.
         image_processor: the folder with the source's image processor, or None for the stock one.
         generation: the source's generation config; may be empty.
-        pads: whether the research code fills pictures up to a square, as the source's config says.
+        pads: whether the research code pads pictures to a square, by the source's config.
     """
 
     rules: RuleFile
@@ -75,11 +76,11 @@ class Parts:
 
 
 def make_files(parts: Parts) -> tuple[dict[str, bytes], list[Problem]]:
-    """Config, generation config and, where there is a tokenizer, tokenizer, processor and chat
+    """Config and generation config, and, if there is a tokenizer, tokenizer, processor and chat
     template, by file name; and notes.
 
     The files are made and tried in a scratch folder, or come from the cache if they were made from
-    the same parts before.
+    equal parts before.
 
     Raises:
         RemapError: LR113 for files of a source that can't be opened, LR403 for a token id, LR412
@@ -142,8 +143,8 @@ def _make(parts: Parts, scratch: Path) -> list[Problem]:
     """Make the files in a scratch folder.
 
     Returns:
-        Notes: LR609 where generation stops at one more token, and those of the processor and the
-        tokenizer.
+        Notes: LR609 if generation now stops at one more token, and the notes of the processor and
+        the tokenizer.
     """
     notes: list[Problem] = []
     config, vocabulary, template = parts.target.config, parts.vocabulary, parts.target.chat_template
@@ -170,8 +171,8 @@ def _make(parts: Parts, scratch: Path) -> list[Problem]:
                 Problem(
                     "LR609",
                     f"a turn ends with `{tried.turn_end}`, and the generation config stopped at "
-                    f"{generation.get('eos_token_id')!r} alone.",
-                    f"It stops at {stopping['eos_token_id']} now.",
+                    f"{generation.get('eos_token_id')!r} only.",
+                    f"The written one stops at {stopping['eos_token_id']}.",
                 )
             )
         generation = stopping
@@ -289,7 +290,7 @@ def kept_notes(folder: Path | None, vocabulary: Vocabulary | None) -> list[Probl
         "LR408",
         f"the source has no files of {' and of '.join(absent)}, so the folder has none: the "
         "model opens, AutoProcessor doesn't.",
-        "To have them, put them beside the source's weights and convert again.",
+        "To add these files, put them beside the source's weights and convert again.",
         lacks=True,
     )
     return [note] if absent else []
@@ -302,9 +303,7 @@ def _processor_class(folder: Path, processor: Mapping[str, Any]) -> str | None:
 
 
 def _for_both(content: Mapping[str, Any], named: Mapping[str, str]) -> dict[str, Any]:
-    """An image or video processor's config, with the name that both generations know its class
-    by.
-    """
+    """An image or video processor's config, with the class name that both generations know."""
     both = {key: value for key, value in {**content, **named}.items() if key != "auto_map"}
     if isinstance(kind := content.get("image_processor_type"), str):
         # 5.x appends these to the name, one for each implementation.
@@ -313,8 +312,8 @@ def _for_both(content: Mapping[str, Any], named: Mapping[str, str]) -> dict[str,
 
 
 def _chat_template(folder: Path, processor: Mapping[str, Any]) -> str | None:
-    """The chat template, from whichever file the saving version put it into: the processor's before
-    the tokenizer's.
+    """The chat template, from the file of any version of transformers; the processor's files come
+    before the tokenizer's.
     """
     if has_file(path := folder / "chat_template.jinja"):
         return read_text(path)

@@ -20,14 +20,14 @@ from llava_remap.target_model import IMAGE_PROCESSORS, PlacedToken, TargetConfig
 
 PROCESSOR = "processor_config.json"
 PREPROCESSOR = "preprocessor_config.json"
-#: Its name since transformers 4.52.
+#: The video processor's file, since transformers 4.52.
 VIDEO_PREPROCESSOR = "video_preprocessor_config.json"
 _CLASS = "processor_class"
 #: Pixels; the towers' own pictures have at most 448. Trying the processor takes 12 bytes for each
 #: pixel of a picture.
 _LARGEST_SIDE = 4096
-#: The most patches in a row of a picture, and the largest other number of a processor's config.
-#: Trying the processor takes as many image tokens as a picture has patches.
+#: The most patches in a row of a picture, and the largest other number in a processor's config.
+#: Trying the processor makes an image token for each patch.
 _MOST_PATCHES, _LARGEST_NUMBER = 512, 1_000_000
 _SIDES = ("size", "crop_size", "pad_size", "image_grid_pinpoints")
 #: The mean colour, rounded to 8 bits, is less than this many standard deviations from 0.
@@ -41,7 +41,9 @@ def find_image_processor(folders: Sequence[Path]) -> Path | None:
 
 
 def stock_image_processor(tower: Tower) -> dict[str, Any]:
-    """The image processor that towers of this kind are trained with, in this tower's image size."""
+    """The image processor with which stock towers of this kind are trained, with this tower's image
+    size.
+    """
     kind, side = str(tower.facts["model_type"]), tower.facts["image_size"]
     square = {"height": side, "width": side}
     sizes = (
@@ -53,7 +55,7 @@ def stock_image_processor(tower: Tower) -> dict[str, Any]:
 
 
 def stock_notes(rules: Processor | None, target: TargetConfig) -> Iterator[Problem]:
-    """LR611 where the stock image processor is written: the tower's tensors don't show how its
+    """LR611 if the stock image processor is written. The tower's tensors don't show how its
     pictures were normalised.
     """
     if rules is not None and rules.class_ is not None:
@@ -63,16 +65,16 @@ def stock_notes(rules: Processor | None, target: TargetConfig) -> Iterator[Probl
         )
         yield Problem(
             "LR611",
-            f"no source has a {PREPROCESSOR}, so that of the stock towers of this kind "
+            f"no source has a {PREPROCESSOR}, so the file of stock towers of this kind "
             f"({target.tower.facts['model_type']}) is written, with the tower's image size: "
-            f"{said}. Whether this tower was trained with it isn't known.",
-            f"If it wasn't, put its {PREPROCESSOR} beside the tower's weights and convert again.",
+            f"{said}. Nothing shows whether this tower was trained with these values.",
+            f"If not, put the tower's {PREPROCESSOR} beside its weights and convert again.",
         )
 
 
 def image_processor_problems(folder: Path | None, tower: Tower) -> list[Problem]:
-    """LR604 where the given image processor makes images of another size than the tower's, and so
-    another number of image tokens; LR113 for a size that is none.
+    """LR604 if the given image processor makes images of another size than the tower's, and so
+    another number of image tokens; LR113 for an invalid size.
     """
     if folder is None:
         return []
@@ -83,8 +85,8 @@ def image_processor_problems(folder: Path | None, tower: Tower) -> list[Problem]
             return [
                 Problem(
                     "LR113",
-                    f"{folder / PREPROCESSOR}: {key} is {content[key]!r}; pictures of 1 to "
-                    f"{_LARGEST_SIDE} px are made.",
+                    f"{folder / PREPROCESSOR}: {key} is {content[key]!r}; 1 to {_LARGEST_SIDE} px "
+                    "are allowed.",
                     _REPLACE,
                 )
             ]
@@ -109,15 +111,15 @@ def image_processor_problems(folder: Path | None, tower: Tower) -> list[Problem]
 def write_pixel_processors(
     folder: Path | None, target: TargetConfig, rules: Processor, output: Path
 ) -> None:
-    """Write `preprocessor_config.json`, and `video_preprocessor_config.json` where the rule file
-    has a video processor.
+    """Write `preprocessor_config.json`, and `video_preprocessor_config.json` if the rule file has a
+    video processor.
 
-    Sizes, means and steps are those of the source's image processor, in today's form, or of the
-    stock one. The class and the other values are the rule file's.
+    Sizes, means and steps come from the source's image processor, in the current form, or from the
+    stock one. The class and the other values come from the rule file.
 
     Raises:
-        RemapError: LR113 where transformers can't open the source's file, LR605 where trying it
-            would take too much time and memory.
+        RemapError: LR113 if transformers can't open the source's file, LR605 if trying the
+            processor would take too much time and memory.
     """
     images = _opened(folder) if folder is not None else stock_image_processor(target.tower)
     images.pop("auto_map", None)  # it names code that isn't in the folder
@@ -163,7 +165,7 @@ def _numbers(value: Any) -> Iterator[int | float]:
 
 
 def _changed(processor: Mapping[str, Any], by: Mapping[str, Any]) -> dict[str, Any]:
-    """A processor's config with other values. None takes a key out; without its class's name,
+    """A processor's config with other values. None removes a key; without a class name,
     transformers chooses the class.
     """
     left_out = {
@@ -189,8 +191,8 @@ def _opened(folder: Path) -> dict[str, Any]:
 
 
 def padding_notes(output: Path) -> list[Problem]:
-    """LR610 where the image processor doesn't fill a wide white picture up to a square with the
-    mean colour.
+    """LR610 if the image processor doesn't pad a wide white picture to a square with the mean
+    colour.
     """
     from PIL import Image
     from transformers import AutoImageProcessor
@@ -204,10 +206,10 @@ def padding_notes(output: Path) -> list[Problem]:
         return []
     note = Problem(
         "LR610",
-        "the config says image_aspect_ratio: pad, and the folder's image processor doesn't fill "
-        "pictures up to a square.",
-        "Let the rule file extend parts/pad.yaml, if its class has an image processor that pads; "
-        "or pad pictures beforehand.",
+        "the config says image_aspect_ratio: pad, but the folder's image processor doesn't pad "
+        "pictures to a square.",
+        "If the class has an image processor that pads, let the rule file extend parts/pad.yaml; "
+        "otherwise, pad pictures beforehand.",
     )
     return [] if top < _MEAN_COLOUR else [note]
 
@@ -236,8 +238,8 @@ def check_processor(
         prompt: the chat template's prompt for a picture and a question.
 
     Raises:
-        RemapError: LR605 without a chat template, or where the processor doesn't open as the class
-            wanted, or fails; LR604 for another number of image tokens.
+        RemapError: LR605 without a chat template, or if the processor fails, or doesn't open as the
+            rule file's class; LR604 for a wrong number of image tokens.
     """
     from PIL import Image
 
@@ -245,7 +247,7 @@ def check_processor(
         raise refuse(
             "LR605",
             "the rule file has no chat template, so the processor can't make a prompt.",
-            "Add the part for how the model was trained to the `extends` of the rule file "
+            "Add the part with the chat template of the training to the rule file's `extends` "
             f"({', '.join(shipped_chat_parts())}), or write `processor: {{chat_template: …}}` "
             "there.",
         )
@@ -275,8 +277,7 @@ def check_processor(
         raise refuse(
             "LR604",
             f"the processor made {ids.count(image.id)} image tokens for a picture of {size[0]} × "
-            f"{size[1]} px, the tower makes "
-            f"{wanted}.",
+            f"{size[1]} px; the tower makes {wanted}.",
             "See `processor.config` and `chat_template` of the rule file.",
         )
 
@@ -285,16 +286,16 @@ def _class_part(target: TargetConfig) -> str:
     """The advice to extend the shipped part for the processors of the target's class, if any."""
     part = shipped_class_part(str(target.config.get("model_type")))
     return (
-        f"If the rule file doesn't extend {part}, which has what this class's processors need, let "
-        "it. "
+        f"Let the rule file extend {part}, which has what this class's processors need, unless it "
+        "already does. "
         if part
         else ""
     )
 
 
 def _processor(output: Path, rules: Processor) -> Any:
-    """The written processor, opened. Without torchvision it has no video processor, which no
-    version since 4.52 opens then.
+    """The written processor, opened. Without torchvision, it is opened without its video processor,
+    which no version since 4.52 can open then.
     """
     import transformers
 
@@ -342,12 +343,12 @@ def _expected(target: TargetConfig) -> tuple[tuple[int, int], int | None]:
 
 
 def video_processor_notes(rules: Processor | None) -> Iterator[Problem]:
-    """LR608 where a video processor is written that can't be opened here."""
+    """LR608 if a video processor is written that can't be opened here."""
     if rules is not None and rules.video_processor is not None and not has_torchvision():
         yield Problem(
             "LR608",
-            f"transformers opens the {rules.video_processor.class_} with torchvision only, and "
-            "there is none here: pictures were tried, videos weren't.",
+            f"transformers opens the {rules.video_processor.class_} only with torchvision, which "
+            "isn't installed: pictures were tried, videos weren't.",
             "To open the folder with AutoProcessor (transformers 4.52 and later), install "
             "torchvision.",
         )

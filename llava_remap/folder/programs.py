@@ -1,6 +1,6 @@
-"""What programs other than transformers need of a folder, and the commands with which they take it.
+"""Notes about a folder for programs other than transformers, and the commands that load it there.
 
-docs/programs.md has what was tried, with which versions.
+docs/programs.md lists the tests and the versions.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from llava_remap.core.problem import Problem
 #: SentencePiece's.
 _SENTENCEPIECE = ("llama", "mistral")
 _BYTE_FALLBACK = re.compile(rb'"byte_fallback"\s*:\s*true')
-#: vLLM has it for videos alone.
+#: vLLM's class takes only videos.
 _NEXT_VIDEO = "LlavaNextVideoForConditionalGeneration"
-#: vLLM has no such class, and SGLang knows its parameters by the names of this layout alone.
+#: vLLM has no such class, and SGLang knows its parameters only by the names of this layout.
 _VIDEO_LLAVA, _VIDEO_LAYOUT = "VideoLlavaForConditionalGeneration", "module-5.6"
 
 
 def program_notes(files: Mapping[str, bytes]) -> list[Problem]:
-    """LR315 for what vLLM and llama.cpp do otherwise with a folder, and what helps.
+    """LR315 if vLLM or llama.cpp would use a folder differently, and what helps.
 
     Args:
         files: the folder's small files, by name.
@@ -45,8 +45,8 @@ def program_notes(files: Mapping[str, bytes]) -> list[Problem]:
     begins = next(_first_tokens(json.loads(tokenizer).get("post_processor")), "")
     if begins and template and begins not in template and "bos_token" not in template:
         cause = (
-            f"vLLM's chat API leaves out `{begins}` at the beginning of a prompt, with which the "
-            "model was trained."
+            f"vLLM's chat API leaves out the `{begins}` before a prompt, unlike the model's "
+            "training."
         )
         notes.append(Problem("LR315", cause, 'Send "add_special_tokens": true with each request.'))
     return notes
@@ -65,12 +65,12 @@ def _first_tokens(processor: Any) -> Iterator[str]:
 
 
 def serving(folder: str, files: Mapping[str, bytes], layout: str) -> dict[str, str]:
-    """By program, the command or the call that takes a folder; none for a program that can't.
+    """The command or the call that loads a folder, by program, without programs that can't load it.
 
     Args:
-        folder: its path; one in the current folder begins with `./`.
-        files: its small files, by name.
-        layout: the layout of its names.
+        folder: the folder's path; in the current folder, it begins with `./`.
+        files: the folder's small files, by name.
+        layout: the layout of its tensor names.
     """
     config, quoted = json.loads(files["config.json"]), quote(folder)
     made = {"transformers": f"AutoModelForImageTextToText.from_pretrained({folder!r})"}

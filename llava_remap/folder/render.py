@@ -11,13 +11,13 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from llava_remap.core.wording import one_line
 
-#: Characters of a prompt. Those of the shipped templates have under a thousand.
+#: The most characters of a prompt. Prompts of the shipped templates have under a thousand.
 LONGEST = 100_000
 
 
 def answer(request: dict[str, Any]) -> list[dict[str, Any]]:
-    """For each conversation its `prompt`, or the `error` that the template raised and the `line` of
-    a syntax error.
+    """For each conversation the `prompt`, or the template's `error` and the `line` of a syntax
+    error.
 
     Args:
         request: the `template`, the `special` tokens by role, and `conversations`: pairs of

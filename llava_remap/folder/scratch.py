@@ -15,10 +15,10 @@ from typing import Any
 from llava_remap.core.limits import UNWRITTEN
 from llava_remap.core.problem import RemapError, refuse
 
-#: How transformers opens a folder that others wrote: no network, none of the folder's own code, and
-#: no question to the user whether to run it.
+#: Arguments for opening a folder that others wrote: transformers uses no network, runs none of the
+#: folder's own code, and doesn't ask the user whether to run it.
 AS_DATA: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-#: Errors of writing. Those of reading and of libraries have messages of their own.
+#: Errors of writing. Errors of reading and of libraries have their own messages.
 _UNWRITTEN = (*UNWRITTEN, errno.EACCES)
 
 
@@ -37,7 +37,7 @@ def scratch_folder() -> Iterator[Path]:
     else is written outside the output.
 
     Raises:
-        RemapError: LR508 where it can't be made, or where a file in it can't be written.
+        RemapError: LR508 if the folder can't be made, or a file in it can't be written.
     """
     try:
         scratch = tempfile.TemporaryDirectory()

@@ -21,15 +21,15 @@ from llava_remap.folder.scratch import (
 )
 from llava_remap.target_model import TOKENIZERS, Vocabulary, read_beside
 
-#: Classes that are SentencePiece behind rules of their own.
+#: Classes that use SentencePiece with rules of their own.
 LLAMA = ("LlamaTokenizer", "LlamaTokenizerFast")
-#: Classes that don't say how words are cut. A `tokenizer.json` would, but there is none.
+#: Classes that don't define how words are cut. A `tokenizer.json` would define it.
 _GENERAL = ("PreTrainedTokenizerFast", "TokenizersBackend")
 #: The keys of a token in `added_tokens_decoder`.
 FLAGS = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
-#: Whether BOS and EOS are put around a text.
+#: Keys that say whether BOS and EOS are put around a text.
 _FLAGS = ("add_bos_token", "add_eos_token")
-#: The tokens around a text, which change the ids that the model gets.
+#: Roles of the tokens around a text, which change the model's input.
 _OUTER = ("bos_token", "eos_token")
 _REPLACE = "Replace its files by the original ones, or give --source language_model=DIR."
 
@@ -41,13 +41,13 @@ class SourceTokenizer:
     """A source's tokenizer.
 
     Attributes:
-        encode: gives the ids of a text, special tokens as the tokenizer adds them: the reference.
+        encode: the reference: gives the ids of a text, with the tokenizer's special tokens.
         candidates: tokenizers of the tokenizers library that may give the same ids for whole
             prompts, the simplest first; each with the tokens that its normalizer has to see in a
             text.
         config: `tokenizer_config.json`, with the values that follow from the class.
         added: the added tokens by id, as `tokenizers.AddedToken`.
-        other: gives the ids by a `tokenizer.model` beside the `tokenizer.json`; None without both.
+        other: encodes by the `tokenizer.model` beside the `tokenizer.json`; None without both.
     """
 
     encode: Encode
@@ -67,11 +67,11 @@ def open_source_tokenizer(
     makes of the files.
 
     Args:
-        text_model_type: the text model, whose usual tokenizer counts where the files name no class.
+        text_model_type: the text model, whose usual tokenizer is used if the files name no class.
         images: tokens that stand for pictures or videos.
 
     Raises:
-        RemapError: LR113 where the files can't be read, or name a BOS or EOS that is no token.
+        RemapError: LR113 if the files can't be read, or name a BOS or EOS that isn't a token.
     """
     try:
         with panics_as_errors():
@@ -87,9 +87,7 @@ def open_source_tokenizer(
 
 
 def special_tokens(vocabulary: Vocabulary, config: Mapping[str, Any]) -> dict[str, str]:
-    """The special tokens by role, as the source's files name them; the config counts before the
-    other files.
-    """
+    """The special tokens by role, as the source's files name them; the config takes precedence."""
     said = {
         **vocabulary.special,
         **{role: text for role in ROLES if (text := token_text(config.get(role)))},
@@ -104,8 +102,8 @@ def _source(vocabulary: Vocabulary, text_model_type: str, images: Sequence[str])
     own = read_beside(folder, "tokenizer_config.json")
     config = {key: value for key, value in own.items() if value is not None}
     config |= {key: False for key in _FLAGS if key in own and own[key] is None}
-    # transformers before 4.34 writes no `added_tokens_decoder`. Without one, the map counts before
-    # the config; beside one, the map isn't read.
+    # transformers before 4.34 writes no `added_tokens_decoder`. Without it, the map overrides the
+    # config. With it, the map isn't read.
     roles = {} if "added_tokens_decoder" in own else read_beside(folder, "special_tokens_map.json")
     config |= {role: text for role in ROLES if (text := token_text(roles.get(role))) is not None}
     for role, text in special_tokens(vocabulary, config).items():
@@ -125,7 +123,7 @@ def _source(vocabulary: Vocabulary, text_model_type: str, images: Sequence[str])
         added = _added(vocabulary, config, tokenizer.get_added_tokens_decoder())
         if named not in LLAMA:
             return _copied(tokenizer, _without_flags(config), added, images)
-        # The class makes BOS and EOS, whatever the file says.
+        # The class sets BOS and EOS, whatever the file says.
         default = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
         usual = {
             role: text
@@ -141,7 +139,7 @@ def _source(vocabulary: Vocabulary, text_model_type: str, images: Sequence[str])
         return source
     import transformers
 
-    # A general class, made by the model's type, would cut words otherwise.
+    # A general class, chosen by the model's type, would cut words differently.
     if named in _GENERAL or not hasattr(transformers, str(named)):
         preset = TOKENIZERS.get(text_model_type, {})
         named = preset.get("tokenizer_class")
@@ -194,9 +192,9 @@ def _copied(
 ) -> SourceTokenizer:
     """A source whose own `tokenizer.json` is the reference.
 
-    Where its pre-tokenizer puts a space before the first text alone, the text behind a picture
-    needs a space, too. The normalizers of the other candidates put it there: the second candidate's
-    only before a text that doesn't begin with a space, as Metaspace does.
+    If its pre-tokenizer puts a space only before the first text, the text behind a picture needs a
+    space too. The normalizers of the other candidates add this space. The second candidate's adds
+    it only if the text doesn't begin with a space, as Metaspace does.
     """
     from tokenizers import Regex, Tokenizer, normalizers
 
@@ -228,7 +226,7 @@ def _added(
     """The source's added tokens by id: those of its `tokenizer.json`, then those of its other
     files, then special tokens.
 
-    Slow tokenizers look for added tokens in the text as it is, whatever a token's `normalized`
+    Slow tokenizers look for added tokens in the unnormalized text, whatever a token's `normalized`
     says.
     """
     from tokenizers import AddedToken
@@ -252,7 +250,7 @@ def _added(
 
 
 def add_own(tokenizer: Any, added: Mapping[int, Any]) -> None:
-    """Add the source's tokens, in the order of their ids, that the tokenizer doesn't have."""
+    """Add those of the source's tokens that the tokenizer lacks, in the order of their ids."""
     there = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     for _, token in sorted(added.items()):
         if token.content not in there:
@@ -260,7 +258,7 @@ def add_own(tokenizer: Any, added: Mapping[int, Any]) -> None:
 
 
 def _set_bos_and_eos(tokenizer: Any, config: Mapping[str, Any], vocabulary: Vocabulary) -> None:
-    """Put BOS and EOS around texts where the config says so and `tokenizer.json` doesn't do it."""
+    """Put BOS and EOS around texts if the config says so and `tokenizer.json` doesn't do it."""
     from tokenizers import processors
 
     special = special_tokens(vocabulary, config)

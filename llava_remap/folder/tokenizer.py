@@ -1,5 +1,5 @@
-"""The tokenizer of the output: with the rule file's tokens added, it encodes as the source's does,
-in every version of transformers.
+"""The tokenizer of the output: the source's tokenizer with the rule file's tokens, which encodes
+texts in the same way in every version of transformers.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from llava_remap.folder.source_tokenizer import (
 )
 from llava_remap.target_model import PlacedToken, Vocabulary
 
-#: The class that reads `tokenizer.json` as it is, in every version and for every model. In
-#: transformers 5, classes of one kind of tokenizer make normalizer and pre-tokenizer anew.
+#: The class that reads `tokenizer.json` unchanged, in every version and for every model. In
+#: transformers 5, classes for one kind of tokenizer rebuild normalizer and pre-tokenizer.
 CLASS = "PreTrainedTokenizerFast"
 #: Keys of a source's config that aren't written: code, a text model's template, and keys that only
 #: one generation of transformers can read.
@@ -37,9 +37,9 @@ _NOT_KEPT = (
     "name_or_path",
     "special_tokens_map_file", "tokenizer_file",
 )  # fmt: skip
-#: Texts that tokenizers have been seen to disagree on: runs of spaces, indentation, tabs, blank
-#: lines, spaces and line ends at either end, letters of many scripts, and characters that a
-#: vocabulary only has as bytes.
+#: Texts on which tokenizers are known to disagree: runs of spaces, indentation, tabs, blank lines,
+#: spaces and line ends at either end, letters of many scripts, and characters that a vocabulary
+#: has only as bytes.
 _PROBES = (
     "", "What is it? A cat, 3 dogs.", "Two  spaces,   three", " a", "  a", "a ", "a  ", " ", "   ",
     "\n", "\t", "\na", "a\n\n\nb",
@@ -52,7 +52,7 @@ _PROBES = (
 _BETWEEN = ("fine{0}next", "fine {0} next", "fine{0}\nnext", "a{0}{0}")
 #: Texts with pictures.
 _AROUND = ("{0}\nnext", "{0}{0} next", "a {0} b")
-#: Ids of a text that a message shows.
+#: The most ids of a text that a message shows.
 _SHOWN = 40
 
 
@@ -64,8 +64,8 @@ def write_tokenizer(
     processor_class: str | None,
     prompts: Sequence[str] = (),
 ) -> list[Problem]:
-    """Write the tokenizer's files, and open them as a user would: they encode as the source's
-    tokenizer does, or are refused.
+    """Write the tokenizer's files, open them as a user would, and refuse a tokenizer that doesn't
+    encode as the source's tokenizer does.
 
     The research code cuts a prompt at its pictures and encodes the pieces one by one. So the
     reference for a prompt is the ids of its pieces, without the tokens that the tokenizer puts
@@ -77,13 +77,13 @@ def write_tokenizer(
         prompts: the chat template's prompts, tried beside texts of all kinds.
 
     Returns:
-        LR415 for special tokens that are no tokens; LR414 where the source has two tokenizers that
+        LR415 for special tokens without an id; LR414 if the source has two tokenizers that
         disagree, with the first such text.
 
     Raises:
-        RemapError: LR113 where the source's files can't be read, or name a BOS or EOS that is no
-            token; LR403 where a token gets another id than planned; LR412 for a tokenizer that
-            can't be reproduced, with the first text that differs.
+        RemapError: LR113 if the source's files can't be read, or name a BOS or EOS that isn't a
+            token; LR403 if a token gets another id than planned; LR412 for a tokenizer that can't
+            be reproduced, with the first text that differs.
     """
     images = [token for token in tokens if token.role in ("image", "video")]
     source = open_source_tokenizer(vocabulary, text_model_type, [token.text for token in images])
@@ -107,18 +107,18 @@ def write_tokenizer(
         "LR412",
         f"the tokenizer in {vocabulary.folder} gives {text!r} the ids {_shown(wanted[text])}; the "
         f"tokenizer.json made from it, opened by transformers, gives {made}.",
-        "If its files belong together, please report it; else put those there that the checkpoint "
-        "was trained with.",
+        "If its files belong together, please report this. Otherwise, put the tokenizer files of "
+        "the training there.",
     )
 
 
 def _roles_without_id(source: SourceTokenizer, vocabulary: Vocabulary) -> list[Problem]:
-    """LR415 for special tokens that the tokenizer's files name and that aren't tokens."""
+    """LR415 for special tokens that the tokenizer's files name but don't have as tokens."""
     return [
         Problem(
             "LR415",
-            f"the source's tokenizer files say {role}: {text!r}, which isn't one of their tokens: "
-            "it is left out.",
+            f"the source's tokenizer files say {role}: {text!r}, which isn't one of their tokens. "
+            "The folder's tokenizer leaves it out.",
         )
         for role, text in special_tokens(vocabulary, source.config).items()
         if text not in vocabulary.ids
@@ -136,14 +136,14 @@ def _other_tokenizer(source: SourceTokenizer, texts: Sequence[str]) -> list[Prob
             f"the source's tokenizer.json and tokenizer.model give {text!r} different ids: "
             f"{_shown(ids)} and {_shown(others)}. The tokenizer.json is taken; the research code "
             "reads the tokenizer.model.",
-            "If the checkpoint was trained with the tokenizer.model, take the tokenizer.json away.",
+            "If the checkpoint was trained with the tokenizer.model, remove the tokenizer.json.",
         )
         for text, ids, others in islice((pair for pair in pairs if pair[1] != pair[2]), 1)
     ]
 
 
 def _as_prompts(encode: Encode, images: Sequence[PlacedToken]) -> Encode:
-    """The research code's encoding of prompts, made from the encoding of texts, `encode`."""
+    """Encode prompts as the research code does, with the encoding of texts, `encode`."""
     before = len(
         [*takewhile(lambda pair: pair[0] == pair[1], zip(encode(""), encode("a"), strict=False))]
     )  # BOS
@@ -161,7 +161,7 @@ def _as_prompts(encode: Encode, images: Sequence[PlacedToken]) -> Encode:
 
 
 def _first_difference(folder: Path, wanted: Mapping[str, list[int]]) -> tuple[str, str] | None:
-    """The first text to which `AutoTokenizer` in a folder gives other ids; with these ids, or its
+    """The first text for which `AutoTokenizer` of a folder gives other ids, and these ids, or the
     error, for a message.
     """
     import transformers
@@ -194,7 +194,7 @@ def _with_tokens(
     """The content of `tokenizer.json` with all added tokens.
 
     Args:
-        seen: tokens that the normalizer has to see, so they are searched for behind it.
+        seen: tokens that the normalizer has to see, so they are matched after normalization.
     """
     from tokenizers import AddedToken
 

@@ -317,7 +317,7 @@ def _projector_findings(file: RuleFile, routed: _Routed) -> tuple[list[Problem],
 def _derived(
     file: RuleFile, routed: _Routed, options: Options, problems: list[Problem]
 ) -> Derived | None:
-    """Target, config and tokens. None where they can't be derived; the reasons are added to
+    """Target, config and tokens; None if they can't be derived. The reasons are added to
     `problems`.
     """
     try:
@@ -341,7 +341,7 @@ def _derived(
 
 
 def _with_tower(error: RemapError, name: str, place: str, how: str) -> list[Problem]:
-    """The problems of a tower that isn't known, with the tower's own checkpoint that was found."""
+    """The problems of an unknown tower, with the tower's own checkpoint, which was found."""
     option = f"--source {quote(f'{name}={place}')}"
     fix = f"Give the tower's own checkpoint. This may be it ({how}): {option}"
     return [replace(problem, fix=fix) for problem in error.problems]
@@ -425,8 +425,8 @@ def apply(
     >>> "config.json" in result.files, result.verified
     (True, 'meta')
 
-    Of a model in memory, for example in a callback of a training, with the folder that its
-    tokenizer lies in:
+    A model in memory, for example in a callback of a training, is given with the folder that has
+    its tokenizer:
 
     >>> import torch
     >>> from pathlib import Path
@@ -448,7 +448,7 @@ def apply(
         jobs: number of weight files that are written at the same time.
 
     Returns:
-        What was written. `result.to_json()` is the document of `apply --format json`.
+        The written files and facts. `result.to_json()` is the document of `apply --format json`.
 
     Raises:
         RemapError: with every problem that was found.

@@ -17,13 +17,13 @@ def find_beside(checkpoint: Checkpoint, name: str, named: str, by: str) -> tuple
     """Where a source lies near a checkpoint, and how it was found.
 
     Args:
-        named: the path or hub id that the checkpoint's files name, or else the default; maybe
+        named: the path or hub id that the checkpoint's files name, or else the default; may be
             empty.
-        by: who names it.
+        by: what names it, in words.
     """
     folder = checkpoint.folder or checkpoint.path.parent
     if checkpoint.folder is not None and name in (inside := parts_beside(folder)):
-        return inside[name], "a folder of the checkpoint's"
+        return inside[name], "a folder inside the checkpoint"
     if not named or is_there(Path(named).expanduser()):
         return None
     around = folder.resolve() if folder.name in ("", "..") else folder
@@ -39,7 +39,7 @@ def find_tower(
     rules: RuleFile, checkpoints: Mapping[str, Checkpoint], config: Mapping[str, Any] | None
 ) -> tuple[str, str, str] | None:
     """A source that could bring the config of a tower inside the checkpoint: its name, where the
-    tower's own checkpoint lies, and how it was found. None if it isn't here, or was given.
+    tower's own checkpoint lies, and how it was found. None if it wasn't found, or was given.
 
     Args:
         checkpoints: the sources that are open.
@@ -59,8 +59,8 @@ def find_tower(
 
 
 def _is_other_kind(folder: Path, named: str) -> bool:
-    """Whether a folder has the config of another kind of tower than the stock tower that is named:
-    `siglip_vision_model` where it is `clip_vision_model`.
+    """Whether a folder's config is of another kind of tower than the named stock tower: for
+    example `siglip_vision_model`, not `clip_vision_model`.
     """
     if (stock := STOCK.get(stock_name(named) or "")) is None:
         return False

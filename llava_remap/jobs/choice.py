@@ -1,4 +1,4 @@
-"""How `convert` came from a checkpoint to a job."""
+"""How `convert` chose the rule file and the sources for a checkpoint."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class Choice:
 
     Attributes:
         rules: path of a rule file, or the name of a shipped one.
-        sources: the SRC of each source that is given to `plan`, by its name. A source that is
-            needed besides has a default, which `plan` opens.
-        reason: why this rule file.
-        found: how each of `sources` was found that the user didn't give, by its name.
+        sources: the SRC of each source that is given to `plan`, by its name. For any other needed
+            source, `plan` opens the default.
+        reason: why this rule file was chosen.
+        found: for each of `sources` that the user didn't give, how it was found.
     """
 
     rules: str

@@ -23,12 +23,12 @@ class Converted:
         source: the SRC.
         output: the folder that was written or would have been.
         state: `planned` after a dry run, `nothing to do` if the folder was finished already,
-            `not begun` after an interruption of an earlier one.
-        exit: the exit code that this one alone would have.
+            `not begun` if an earlier conversion was interrupted.
+        exit: the exit code of this conversion alone.
         rules: the name of the rule file; empty if none was chosen.
         seconds: how long it took, with its plan.
         problems: why it was refused, or why its report can't be written.
-        result: of a conversion that was carried out.
+        result: the result, if the conversion was carried out.
         report: the file with its plan and result, if one was written.
     """
 

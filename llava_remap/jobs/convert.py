@@ -1,4 +1,4 @@
-"""From a checkpoint alone to its conversion: which rule file fits it."""
+"""Converts a checkpoint by the rule file that fits it."""
 
 from __future__ import annotations
 
@@ -85,8 +85,8 @@ def convert(
             file, a hub id with an optional `@revision`, or tensors in memory.
         output: the folder to write. The default is the last part of the source's path with `-hf`,
             in the current folder; tensors in memory have none.
-        rules: a rule file, if the shipped one that fits is not wanted.
-        sources: further sources, by name. What is needed and not given is looked for (`choose`).
+        rules: a rule file to use instead of the shipped one that fits.
+        sources: further sources, by name. Other needed sources are looked for (`choose`).
         layout, dtype, vocab, max_shard_nbytes, resume, offline, projector_form: as for `plan`.
         verify, jobs: as for `apply`.
 
@@ -124,7 +124,7 @@ def choose(
     offline: bool = False,
     ask: Ask | None = None,
 ) -> Choice:
-    """Choose the rule file for a checkpoint, and find the sources that it needs besides
+    """Choose the rule file for a checkpoint, and find the other sources that it needs
     (`further_sources`).
 
     Raises:
@@ -148,8 +148,8 @@ def choose(
             "LR211",
             f"source `{twice[0]}` is given twice: {shown(parts[twice[0]])} and "
             f"{shown(given[twice[0]])}.",
-            "With --source NAME=SRC, give what the checkpoint needs besides: its tower, for "
-            "instance, with --source vision_tower=DIR.",
+            "With --source NAME=SRC, give the other sources that the checkpoint needs, for "
+            "instance its tower: --source vision_tower=DIR.",
         )
     request = Request(shown(asked), rules, {**parts, **given}, given, offline)
     if rules is not None:
@@ -163,7 +163,7 @@ def choose(
 def _recognised(
     source: str | InMemory, first: str, offline: bool
 ) -> tuple[Mapping[str, str | InMemory], Checkpoint | None]:
-    """What a SRC is: the SRC of each part by its source's name, and the checkpoint if it is a
+    """The SRC of each part of a SRC, by its source's name; and the checkpoint, if the SRC is a
     whole one.
     """
     try:
@@ -176,11 +176,12 @@ def _recognised(
 
 
 def _inspected(request: Request, checkpoint: Checkpoint | None) -> tuple[Request, Inspection]:
-    """Compare the shipped rule files with everything that was given. The request is returned with
-    the parts that lie in folders inside the checkpoint and belong to it.
+    """Compare the shipped rule files with everything that was given. The returned request also has
+    the parts in folders inside the checkpoint, if they belong to it.
 
     Raises:
-        RemapError: LR109 or its like for a checkpoint that needs no conversion.
+        RemapError: for a checkpoint in a layout of transformers that needs no conversion (LR109),
+            or can't be converted.
     """
     overriding = {
         name
@@ -203,8 +204,8 @@ def _inspected(request: Request, checkpoint: Checkpoint | None) -> tuple[Request
 
 
 def _candidates(inspection: Inspection) -> list[Fit]:
-    """The rule files that fit; if none does, those that take every name and that only the plan
-    refuses, maybe for the lack of a further source.
+    """The rule files that fit; if none fits, those that take every name and are refused only by
+    the plan, which may lack a further source.
     """
     return [fit for fit in inspection.fits if fit.fits] or [
         fit for fit in inspection.fits if fit.mapped == fit.total > 0 and not fit.contradictions
@@ -224,7 +225,7 @@ def _fitting(request: Request, inspection: Inspection, ask: Ask | None) -> tuple
     if len(candidates) > 1 and not (inspection.planned and candidates[0].fits):
         complete = [fit for fit in candidates if _is_complete(fit, request)]
         if not complete and ask is not None and inspection.given:
-            # What is found and answered may fit several of them.
+            # The sources that are found or answered may fit several candidates.
             further = further_sources(
                 load_rule_file(candidates[0].rules), request, candidates[0], ask
             )
@@ -237,7 +238,7 @@ def _fitting(request: Request, inspection: Inspection, ask: Ask | None) -> tuple
         raise _undecided(request, candidates)
     [fit] = candidates
     if fit.refusals and not inspection.given:
-        # Refused with a made-up tower, too: to ask for a source would help nobody.
+        # The plan is refused even with a made-up tower, so asking for a source wouldn't help.
         try:
             return fit, further_sources(load_rule_file(fit.rules), request, fit)
         except RemapError:
@@ -276,8 +277,8 @@ def _undecided(request: Request, fitting: Sequence[Fit]) -> RemapError:
     return RemapError(
         Problem(
             "LR216",
-            f"{' and '.join(fit.rules for fit in fitting)} fit {request.source}; nothing in it "
-            "says which of the models below it is to become.",
+            f"{' and '.join(fit.rules for fit in fitting)} fit {request.source}. Nothing in the "
+            "checkpoint says which of the models below it should become.",
             "\n".join(("Choose one:", *commands)),
             table=tuple((fit.rules, f"{fit.class_name}: {fit.summary}") for fit in fitting),
         )
@@ -285,8 +286,8 @@ def _undecided(request: Request, fitting: Sequence[Fit]) -> RemapError:
 
 
 def _reason(fit: Fit, inspection: Inspection) -> str:
-    """Why a rule file is the one: its names, and the values of the config that exclude other rule
-    files that take every name.
+    """Why a rule file was chosen: the names that it takes, and the values of the config that
+    exclude the other rule files that take every name.
     """
     takes = f"takes {fit.mapped} of {counted(fit.total, 'name')}"
     others = [
@@ -318,8 +319,8 @@ def _reason(fit: Fit, inspection: Inspection) -> str:
 
 
 def refuse_checkpoint(rules: str, sources: Sequence[str], offline: bool) -> None:
-    """Raise LR200 if a checkpoint stands where `apply` has its rule file, with the commands that
-    convert it.
+    """Raise LR200 if `apply` got a checkpoint in place of a rule file, with the commands that
+    convert the checkpoint.
     """
     path = Path(rules)
     called = rules.removeprefix("rules/")

@@ -93,8 +93,8 @@ def derive(
     Args:
         layout: the names to write.
         dtype: the dtype of every parameter that is written; None keeps the dtype of each.
-        vocab: the rows of the embedding: `pad` follows the rule file; `keep` or a number takes the
-            place of the rule file's option.
+        vocab: the rows of the embedding: `pad` follows the rule file; `keep` or a number replaces
+            the rule file's option.
         projector_form: the form of a projector of one linear layer; None follows the rule file.
     """
     uses = [rule.use for rule in rules.text.post_load]
@@ -301,7 +301,7 @@ def _before(
 
 
 class _PostLoad(NamedTuple):
-    """All that the rule file's post-load rules will do; as in `Effect`."""
+    """The effects of all post-load rules of the rule file together; as in `Effect`."""
 
     changes: list[PostLoadChange]
     notes: list[Problem]
@@ -313,11 +313,10 @@ def _post_load(rules: RuleFile, before: Before, given: Mapping[str, Any]) -> _Po
     """Ask the rule file's post-load rules.
 
     Args:
-        given: options that were given beside the rule file, for the plug-ins that have them; None
-            for those that weren't.
+        given: options that the user gave, for the plug-ins that have them; None if not given.
 
     Raises:
-        RemapError: as `plan_changes`; LR212 where two rules change one tensor.
+        RemapError: as `plan_changes`; LR212 if two rules change one tensor.
     """
     done = _PostLoad([], [], {}, {})
     for number, rule in enumerate(rules.text.post_load):
@@ -334,7 +333,7 @@ def _post_load(rules: RuleFile, before: Before, given: Mapping[str, Any]) -> _Po
                 raise refuse(
                     "LR212",
                     f"two rules of `post_load` change `{min(twice)}`.",
-                    "Take one of them out.",
+                    "Remove one of them.",
                 )
             before = before.after(effect.moved)
         done.changes.extend(PostLoadChange(rule.use, options, one) for one in effect.changes)
@@ -381,7 +380,7 @@ def _rows_of_base(rules: RuleFile, routes: Routes, embedding: str) -> int | None
 def _head_is_embedding(checkpoints: Mapping[str, Checkpoint], routes: Routes, table: str) -> bool:
     """Whether a source stores `lm_head` and `embed_tokens` as one tensor.
 
-    Then the two were trained as one, whatever the config says.
+    Both were then trained as one tensor, whatever the config says.
     """
     head, embedding = routes.origin(HEAD), routes.origin(table)
     return (

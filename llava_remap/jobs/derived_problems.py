@@ -1,5 +1,5 @@
-"""What a derived target leaves open: configs that disagree, and what the language model's class or
-the absence of a tokenizer means for the folder.
+"""Problems and notes of a derived target: configs that disagree, and the consequences of the
+language model's class or of a missing tokenizer.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ def text_problems(text: TextModel) -> list[Problem]:
     fix = "No rule file can change that: the class for text and pictures can't compute it."
     if text.known_by:
         fix = (
-            f"The language model is taken for {text.kind}, since `{text.known_by}` ends so. "
-            f"{_another(text)}"
+            f"The language model is taken for {text.kind}, since the name `{text.known_by}` ends "
+            f"like its own. {_another(text)}"
         )
     return [Problem("LR314", f"the language model, of type {text.kind}: {text.differs}.", fix)]
 
@@ -93,14 +93,15 @@ def text_notes(text: TextModel, target: Target) -> list[Problem]:
     notes = []
     if text.known_by:
         cause = (
-            f"the language model is taken for {text.kind} of transformers, since the config's "
-            f"`{text.known_by}` ends so."
+            f"the language model is taken for {text.kind} of transformers, since the name "
+            f"`{text.known_by}` in the config ends like its own."
         )
         notes.append(
             Problem(
                 "LR319",
                 cause,
-                f"If its code computes something of its own, this folder doesn't. {_another(text)}",
+                "If the research code computes something else, this folder doesn't. "
+                f"{_another(text)}",
             )
         )
     if text.newer:
@@ -108,24 +109,23 @@ def text_notes(text: TextModel, target: Target) -> list[Problem]:
     if text.kind in SCALED_PICTURES:
         cause = (
             f"the language model, of type {text.kind}: transformers up to 5.0 multiplies the "
-            "features of pictures, like the "
-            "embeddings of words, by the root of hidden_size. A newer one, 5.23 at the latest, "
-            "multiplies those of words alone, "
-            "so with pictures the two compute different logits."
+            "features of pictures, like the embeddings of words, by the root of hidden_size. From "
+            "some later version on, 5.23 at the latest, only the embeddings of words are "
+            "multiplied. So with pictures, the versions compute different logits."
         )
         notes.append(
             Problem(
                 "LR319",
                 cause,
-                "Load the folder with a version that computes as the version did with which the "
-                "model was trained.",
+                "Load the folder with a version that computes as in the training.",
             )
         )
     if target.joined:
         cause = (
-            f"{target.joined} tensors (experts, mostly) are made parts of larger parameters by the "
-            "loader of transformers 5. Version 5.0 doesn't do so inside this class, and makes up "
-            "numbers. Use 4.x, which loads the tensors as they are, or a version after 5.0."
+            f"the loader of transformers 5 joins {target.joined} tensors (mostly experts) into "
+            "larger parameters. Version 5.0 doesn't join them inside this class, and fills the "
+            "parameters with random numbers. Use 4.x, which loads the tensors as they are, or a "
+            "version after 5.0."
         )
         notes.append(Problem("LR319", cause))
     return notes
@@ -149,13 +149,13 @@ def notices(rules: RuleFile, config: Mapping[str, Any]) -> list[Problem]:
 def no_tokenizer_note() -> Problem:
     """LR408: no source has a tokenizer."""
     cause = (
-        "no source has a tokenizer. The folder goes without the tokenizer (tokenizer.json, "
+        "no source has a tokenizer. The folder lacks the tokenizer (tokenizer.json, "
         "tokenizer_config.json), the processor (processor_config.json) and the chat template "
-        "(chat_template.jinja, chat_template.json): the model opens, AutoProcessor doesn't. The "
-        "ids of new tokens are those behind the last row of embed_tokens."
+        "(chat_template.jinja, chat_template.json): the model opens, AutoProcessor doesn't. New "
+        "tokens get the ids after the last row of embed_tokens."
     )
     fix = (
-        "To have them, convert with --source language_model=DIR, the folder with the language "
-        "model's tokenizer files."
+        "To add these files, convert with --source language_model=DIR, the folder with the "
+        "language model's tokenizer files."
     )
     return Problem("LR408", cause, fix, lacks=True)

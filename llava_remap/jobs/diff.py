@@ -1,4 +1,4 @@
-"""`llava-remap diff`: two checkpoints, or two plans, compared in all that they are."""
+"""`llava-remap diff`: compares two checkpoints, or two plans, in every respect."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from llava_remap.verification.compare_values import compare_values
 from llava_remap.verification.difference import Difference, Side, Tie
 from llava_remap.verification.record import RECORD
 
-#: What is read of a checkpoint.
+#: The parts of a checkpoint that are read.
 _USE = ("tensors", "config", "tokenizer", "processor")
 
 
@@ -47,7 +47,7 @@ def diff(
         a, b: two checkpoints (a folder, a file, a manifest, ORG/NAME[@REVISION] on the hub, or
             tensors in memory), or two plans (the JSON of `--report`, or a record,
             llava_remap.json).
-        values: whether the values of tensors are compared, where both sides have values.
+        values: whether the values of tensors are compared, if both sides have values.
         offline: whether only earlier downloads are taken from the hub.
         on_progress: called with the number of bytes read since the last call.
         on_phase: called with the name of each phase when it begins.
@@ -184,7 +184,7 @@ class Comparison:
         return difference
 
     def _notes(self) -> Iterator[str]:
-        """What was not compared, and what compares two sides with few names in common."""
+        """What was not compared; and for two sides with few common names, a better command."""
         sides = (self.a, self.b)
         for name, side in zip("AB", sides, strict=True):
             if side.passed_over:

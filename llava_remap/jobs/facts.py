@@ -24,10 +24,10 @@ from llava_remap.target_model import (
     text_config,
 )
 
-#: Rules whose names are looked for: what frameworks put around modules, and buffers that classes
-#: make themselves.
+#: The rule files that recognise segments that frameworks put around modules, and buffers that
+#: classes make themselves.
 _WRAPPERS, _BUFFERS = "parts/wrappers.yaml", "parts/buffers.yaml"
-#: What training leaves beside the weights, and no model needs.
+#: Files that a training leaves beside the weights, and that no model needs.
 _TRAINING = re.compile(r"trainer_state\.json|zero_to_fp32\.py|latest|global_step\d{1,12}")
 #: Keys of a config that say that weights are quantised.
 _QUANTISED = ("quantization_config", "quantization", "compression_config")
@@ -43,7 +43,7 @@ CALLED: Mapping[str, str] = {
 }
 #: Characters of a config's value that are shown.
 _LONGEST_VALUE = 120
-#: Digits, of which names differ in thousands without differing for the rules.
+#: Numbers in names. Thousands of names differ only in these, which makes no difference to rules.
 _DIGITS = re.compile(r"\d{1,9}")
 
 OddityKind = Literal[
@@ -71,8 +71,8 @@ class Oddity:
     """Something unusual.
 
     Attributes:
-        kind: which, for programs.
-        text: one line for a person.
+        kind: its kind, for programs.
+        text: a description in one line, for a person.
         names: the tensors concerned, or the files.
     """
 
@@ -88,8 +88,8 @@ class Words:
     Attributes:
         rows: rows of the table of token embeddings; None without one.
         head: where the output layer is: `own` tensor, `shared` with the embeddings, or `absent`.
-        said_rows: `vocab_size` of the config; None where it says none.
-        said_tied: `tie_word_embeddings` of the config; None where it says none.
+        said_rows: `vocab_size` of the config, or None.
+        said_tied: `tie_word_embeddings` of the config, or None.
         tokenizer: the tokenizer's files.
         tokens: one more than the tokenizer's largest id; None without a readable tokenizer.
     """
@@ -108,7 +108,7 @@ class Facts:
 
     Attributes:
         checkpoint: the checkpoint.
-        components: what it consists of, the largest first.
+        components: its components, the largest first.
         vocabulary: None without language model and tokenizer.
         said_tower: the tower that the config names; None if it names none.
         oddities: what is unusual.
@@ -229,9 +229,9 @@ def _program(part: str) -> Program:
 
 
 def _buffers_and_wrapped(catalog: Mapping[str, Tensor]) -> tuple[set[str], dict[str, list[str]]]:
-    """The names of buffers, and the names in which each wrapper stands.
+    """The names of buffers, and for each wrapper the names that contain it.
 
-    Names that differ only in numbers are looked at once.
+    Of names that differ only in numbers, one is tried.
     """
     alike: dict[str, list[str]] = defaultdict(list)
     for name in catalog:
@@ -280,7 +280,7 @@ def _name_oddities(
         if not usual.issuperset(group):
             yield Oddity("shared_tensors", f"{len(group)} names of one tensor", group)
     if other := next((part for part in parts if part.kind == "other"), None):
-        text = f"{counted(other.tensors, 'tensor')} whose names tell no component"
+        text = f"{counted(other.tensors, 'tensor')} of no known component"
         yield Oddity("unknown_tensors", text, other.names)
 
 
@@ -295,7 +295,7 @@ def _dtype_oddities(
             others = ", ".join(f"{number} {of}" for of, number in counts.most_common()[1:])
             yield Oddity(
                 "mixed_dtypes",
-                f"the {CALLED[part.kind]} is stored as {common}, but for {others}",
+                f"the {CALLED[part.kind]} is stored as {common}, except {others}",
                 tuple(name for name, of in dtypes.items() if of != common),
             )
         if counts and part.kind not in ("text_encoder", "other"):
@@ -310,7 +310,7 @@ def _dtype_oddities(
     )
     if whole:
         dtypes_ = " and ".join(sorted({checkpoint.catalog[name].dtype for name in whole}))
-        text = f"{counted(len(whole), 'weight')} of dtype {dtypes_}, as quantising leaves them"
+        text = f"{counted(len(whole), 'weight')} of dtype {dtypes_}, as in quantised checkpoints"
         yield Oddity("integer_weights", text, whole)
 
 
@@ -350,7 +350,7 @@ def _file_oddities(checkpoint: Checkpoint) -> Iterator[Oddity]:
         if is_trainers(path.name) or _TRAINING.fullmatch(path.name)
     )
     if left:
-        yield Oddity("training_state", f"a training's own files: {several(left)}", tuple(left))
+        yield Oddity("training_state", f"files of a training: {several(left)}", tuple(left))
 
 
 def _cut(text: str) -> str:

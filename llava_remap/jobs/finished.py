@@ -17,7 +17,7 @@ from llava_remap.verification.record import RECORD, Record, read_record
 
 
 class _Job(Runnable, Protocol):
-    """What is asked of a job here."""
+    """The parts of a job that this module uses."""
 
     @property
     def plan(self) -> Plan: ...
@@ -43,8 +43,8 @@ def to_resume(job: _Job) -> list[Problem]:
 
 
 def to_begin(job: _Job) -> list[Problem]:
-    """LR503 for a job that would begin in a finished folder: whether this job or another one wrote
-    it. There is none for a folder whose record can't be read.
+    """LR503 for a job that would begin in a finished folder. The message says whether this job or
+    another one wrote the folder. There is no problem if the folder's record can't be read.
     """
     try:
         record = read_record(job.output)
@@ -56,8 +56,8 @@ def to_begin(job: _Job) -> list[Problem]:
     again = (
         "Give another --output, or delete the folder."
         if in_memory
-        else "Add --resume to the same command to have the folder compared with what the job would "
-        "write: if they are equal, nothing is to be done. To write it anew, give another --output."
+        else "Add --resume to the same command: it compares the folder with what the job would "
+        "write, and does nothing if both are equal. To write it again, give another --output."
     )
     return [
         Problem("LR503", f"{job.output} is finished: a job with the same plan wrote it.", again)
@@ -84,11 +84,12 @@ def _other_job(job: _Job, record: Record) -> list[Problem]:
 
 
 def nothing_to_do(job: _Job, verify: Verify, on_progress: OnProgress, on_phase: OnPhase) -> Result:
-    """The result of a job whose folder is finished: every file is as it was written, and every
-    tensor as the sources give it now. Nothing is written.
+    """The result of a job whose folder is finished, after checking that every file is unchanged and
+    every tensor equals what the sources give now. Nothing is written.
 
     Raises:
-        RemapError: LR503 if that isn't so, LR601 if transformers doesn't load the folder.
+        RemapError: LR503 if a file or a tensor differs, LR601 if transformers doesn't load the
+            folder.
     """
     started = time.monotonic()
     wanted = read_record(job.output).outputs
@@ -100,7 +101,7 @@ def nothing_to_do(job: _Job, verify: Verify, on_progress: OnProgress, on_phase: 
         raise refuse(
             "LR503",
             f"{job.output} is finished, but not as it was written: {', '.join(changed)}.",
-            f"To see what the folder is: llava-remap verify {quote(str(job.output))}",
+            f"To check the folder: llava-remap verify {quote(str(job.output))}",
         )
     weights = [job.output / shard.file for shard in job.plan.shards]
     if differing := job.compared(weights, "full", on_progress, on_phase):

@@ -1,5 +1,5 @@
 """Whether a rule file that fits by names and config also gives a complete plan, from headers alone
-and without the hub. A tower that isn't there is made up.
+and without the hub. If the tower is missing, a made-up one is used.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from llava_remap.routing.trained_with import PROJECTOR
 from llava_remap.rulefile import Condition, RuleFile
 from llava_remap.target_model import shapes_config, text_config
 
-#: A made-up tower's layers, more than any config takes features from, and the patches on each side
-#: of a tile.
+#: The layers of a made-up tower, which are enough for the feature layers of every config, and the
+#: patches on each side of a tile.
 _LAYERS, _PATCHES = 48, 2
 
 
 def planned(fit: Fit, given: Mapping[str, Checkpoint]) -> Fit:
     """A rule file that fits by names and config, with the refusals of its plan.
 
-    If the plan is not complete, a second one gets a made-up tower. A refusal of the first plan
-    alone concerns the tower's own folder, which the user still has to give.
+    If the plan is not complete, a second plan is made with a made-up tower. Refusals of only the
+    first plan concern the tower's own folder, which the user still has to give.
 
     Args:
         given: the checkpoints by source, the first source among them.
@@ -72,7 +72,7 @@ def planned(fit: Fit, given: Mapping[str, Checkpoint]) -> Fit:
 
 
 def _tower_config(rules: RuleFile, given: Mapping[str, Checkpoint]) -> dict[str, Any]:
-    """A config for the tower inside the checkpoints; without one, for the made-up tower."""
+    """A config for the tower inside the checkpoints or, without a tower, for the made-up one."""
     prefix, tensors = next(iter(rules.target.towers)), _produced(rules, given)
     try:
         return {"vision_config": shapes_config(prefix, tensors)}
@@ -131,8 +131,8 @@ def _seen(rules: RuleFile, given: Mapping[str, Checkpoint]) -> dict[str, Tensor]
 
 
 def _refuses(rules: RuleFile, given: Mapping[str, Checkpoint], target: str) -> bool:
-    """Whether `detect` of a rule file refuses every checkpoint with a target name, because the rule
-    file is for another kind of tower.
+    """Whether a rule file's `detect` refuses every checkpoint that has this parameter, because the
+    rule file is for another kind of tower.
     """
     source = _program(rules, given).inverse(target)
     return bool(contradictions(Condition(absent=rules.text.detect.absent), (str(source),), None))

@@ -18,22 +18,23 @@ from llava_remap.source.defaults import named_for, open_first, open_needed
 from llava_remap.source.sources import open_given, open_source, shown
 from llava_remap.target_model import read_vocabulary
 
-#: Asks a person for a source, by its name and the problems of finding it. Returns a SRC; an empty
-#: text from a person who gives none.
+#: Asks a person for a source, with its name and the problems of finding it. Returns a SRC, or an
+#: empty text if the person gives none.
 Ask = Callable[[str, Sequence[Problem]], str]
-#: The source that brings a tokenizer if the model has none.
+#: The source of a tokenizer if the model has none.
 _TOKENIZER = "language_model"
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a user wants to be converted.
+    """A conversion that a user asked for.
 
     Attributes:
         source: the SRC.
         rules: the rule file that the user named; None for the one that fits.
-        parts: every SRC by its source's name: what `source` is, and what was given beside it.
-        given: the sources that were given beside it.
+        parts: every SRC by its source's name: the parts of `source`, and the sources given beside
+            it.
+        given: the sources given beside `source`.
         offline: whether only earlier downloads are taken from the hub.
     """
 
@@ -44,7 +45,7 @@ class Request:
     offline: bool = False
 
     def command(self, *, rules: str | Path | None = None, **further: str) -> str:
-        """The command that converts the same with a rule file and further sources."""
+        """The command for this conversion with a rule file and further sources."""
         named = rules or self.rules
         sources = {**self.given, **further}
         options = [f"--source {quote(f'{name}={shown(s)}')}" for name, s in sources.items()]
@@ -63,8 +64,8 @@ class Further:
 
     Attributes:
         sources: the SRC of each source that is given to `plan`.
-        found: how each of them was found that the user didn't give.
-        opened: the checkpoints, with the defaults that are taken for other sources.
+        found: for each of these sources that the user didn't give, how it was found.
+        opened: the checkpoints, including the defaults of other sources.
     """
 
     sources: Mapping[str, str | InMemory]
@@ -130,14 +131,14 @@ def further_sources(
 ) -> Further:
     """Find the sources that a rule file needs beside those that are given.
 
-    A source is a folder beside the checkpoint that has the name of the part, or of what the
-    checkpoint's own files name; else what these name, or the rule file's default, on this disk or
-    on the hub; else what `ask` returns. A tower that is inside the checkpoint is looked for too if
-    nothing else tells its config. A tokenizer that a step of a training lacks is taken from
-    the training's folder.
+    A source is looked for in this order: a folder beside the checkpoint with the name of the part,
+    or of the repository that the checkpoint's own files name; that repository or the rule file's
+    default, on this disk or on the hub; the answer of `ask`. The own checkpoint of a tower inside
+    the model is looked for too if nothing else gives the tower's config. If a step of a training
+    lacks the tokenizer, it is taken from the training's folder.
 
     Args:
-        fit: what is known of the rule file and the checkpoint.
+        fit: how the rule file fits the checkpoint, if known.
         ask: None if nobody can be asked.
 
     Raises:
@@ -178,8 +179,9 @@ def further_sources(
 
 
 def _find_tower(search: _Search, config: Mapping[str, Any] | None) -> bool:
-    """Take the own checkpoint of a tower that is inside the model, if only its config makes the
-    plan complete: a tower of other sizes than the stock ones, for instance. Whether it was taken.
+    """Take the own checkpoint of a tower inside the model if only its config makes the plan
+    complete, for instance because the tower has other sizes than the stock ones. Returns whether
+    it was taken.
     """
     found = find_tower(search.rules, search.opened, config)
     if found is None or _is_complete(search):

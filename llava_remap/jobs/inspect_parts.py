@@ -28,7 +28,7 @@ from llava_remap.source.hub.repository import parse_repository
 from llava_remap.source.sources import AnySource, as_source, last_part, open_source
 from llava_remap.target_model import text_config
 
-#: The source beside which every other source is a part.
+#: The source for which all other sources are parts.
 _MODEL = "model"
 #: The source as which a tower is given.
 _TOWER = "vision_tower"
@@ -156,7 +156,7 @@ def _planned(rules: RuleFile, given: Mapping[str, Checkpoint]) -> Fit:
 
 def _compared(rules: RuleFile, given: Mapping[str, Checkpoint]) -> Fit:
     """Compare a rule file with the names of the parts, and with the config that describes the
-    language model. Without the model, what is missing may be in it.
+    language model. If the model isn't given, it may have the missing names.
     """
     whole = _MODEL in given
     checkpoints = given if whole else {_MODEL: EMPTY, **given}
@@ -177,8 +177,8 @@ def _compared(rules: RuleFile, given: Mapping[str, Checkpoint]) -> Fit:
     if not whole:
         prepared = [rewrite.prepared for _, rewrite in every]
         reasons += contradictions(Condition(absent=detect.absent), prepared, None)
-        # A name that the parts lack may be in the model. The more names the parts have, the nearer
-        # is the rule file.
+        # The model may have names that the parts lack. A rule file is nearer if the parts lack
+        # fewer names.
         absent = sum(
             bool(contradictions(Condition(present=(text,)), prepared, None))
             for text in detect.present

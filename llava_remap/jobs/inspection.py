@@ -1,5 +1,5 @@
-"""`llava-remap inspect`: what a checkpoint is, and which rule file is for it; by the check that
-`apply` makes.
+"""`llava-remap inspect`: what a checkpoint is, and which rule file fits it, by the same check as in
+`apply`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from llava_remap.source.defaults import named_for, taken_by_default
 from llava_remap.source.sources import is_there
 from llava_remap.target_model import CLASSIC, STOCK, Projector, stock_name
 
-#: Stands in a command for what only the user knows.
+#: Stands in a command for a path that only the user knows.
 PLACEHOLDER = "DIR"
 _NAMED = "its own files name it"
 _ABSENT = "the checkpoint has no tower inside"
@@ -32,11 +32,11 @@ _UNCHECKED = "what depends on the tower's sizes isn't checked yet"
 
 @dataclass(frozen=True, slots=True)
 class Needed:
-    """A source that a rule file needs beside what was inspected.
+    """A source that a rule file needs beside the inspected checkpoint.
 
     Attributes:
         source: its name in the rule file.
-        place: the repository or path that `apply` would take; empty if the user has to say it.
+        place: the repository or path that `apply` would take; empty if the user has to give it.
         download: whether `place` is a repository of the hub.
         why: one line: why it is needed, and who names `place`.
     """
@@ -60,19 +60,19 @@ class Inspection:
     """The result of inspecting a checkpoint.
 
     Attributes:
-        checkpoint: what was inspected; of several parts, the first.
-        fits: every shipped rule file, the nearest first. Those whose names fit were planned.
+        checkpoint: the inspected checkpoint, or the first of several parts.
+        fits: every shipped rule file, the nearest first. If its names fit, it was planned.
         layout: a layout of transformers that has `named` of the names; empty for an original.
         problems: reasons not to convert a checkpoint in a layout of transformers; LR109 says that
             a conversion is not needed.
         advice: what to do if no rule file fits; empty if one does.
-        facts: what it is; of several parts, what each is.
+        facts: the facts of the checkpoint, or of each part.
         given: the SRC of each source, for the command, if parts were inspected; `DIR` for a model
             that nothing names.
         planned: whether fitting rule files were planned. Parts without their model are only
             compared.
-        apart: whether the SRC is a folder with a folder for each part, of which `checkpoint` is
-            only the first.
+        apart: whether the SRC is a folder with a folder for each part. `checkpoint` is the first
+            part.
         source: the SRC as it was given; empty for tensors in memory.
     """
 
@@ -99,12 +99,12 @@ class Inspection:
 
     @property
     def converted(self) -> bool:
-        """Whether nothing is to be done: transformers loads it as it is."""
+        """Whether no conversion is needed: transformers loads the checkpoint as it is."""
         every = self.named == len(self.checkpoint.catalog)
         return self.layout == CLASSIC and every and self.fits[0].fits
 
     def needed(self, fit: Fit) -> list[Needed]:
-        """What a rule file needs beside what was inspected."""
+        """The sources that a rule file needs beside the inspected checkpoint."""
         needed = [self._needed(fit, name) for name in fit.also]
         if self.planned:
             return needed
@@ -114,8 +114,8 @@ class Inspection:
         return [Needed(fit.source, place if known else "", known, why), *needed]
 
     def command(self, fit: Fit) -> list[str]:
-        """The whole command that converts by a rule file, a word each. `DIR` stands for a place
-        that only the user knows.
+        """The words of the whole command that converts by a rule file. `DIR` stands for a path that
+        only the user knows.
         """
         location = PLACEHOLDER if self.checkpoint.in_memory else self.checkpoint.location
         # With the source's name, a path with `=` in it isn't taken for one.
@@ -130,9 +130,9 @@ class Inspection:
         return ["llava-remap", "apply", fit.rules, *options, *self._dry]
 
     def short_command(self, fit: Fit) -> list[str]:
-        """The command that chooses the rule file and finds the sources by itself, a word each.
-        `DIR` stands for a place that only the user knows. Empty for what `convert` doesn't take:
-        tensors in memory, a tower alone.
+        """The words of the command that chooses the rule file and finds the sources by itself.
+        `DIR` stands for a path that only the user knows. Empty for tensors in memory and a tower
+        alone, which the command `convert` doesn't take.
         """
         if not self.source or self.given.keys() == {"model", "vision_tower"}:
             return []
@@ -192,7 +192,7 @@ class Inspection:
         }
 
     def _needed(self, fit: Fit, name: str) -> Needed:
-        """A source, mostly a tower, and what is to be taken for it."""
+        """A needed source, mostly a tower, and the place to take it from."""
         rules = shipped()[fit.rules]
         config = next((f.checkpoint.config for f in self.facts if f.said_tower), None)
         if (near := self._beside(rules, name, config or self.checkpoint.config)) is not None:
@@ -215,7 +215,7 @@ class Inspection:
     def _beside(
         self, rules: RuleFile, name: str, config: Mapping[str, Any] | None
     ) -> tuple[str, str] | None:
-        """Where a source lies near the checkpoint, as `convert` finds it, and how it was found."""
+        """Where a source lies near the checkpoint, and how it was found, as in `convert`."""
         if self.checkpoint.in_memory:
             return None
         return find_beside(
@@ -235,7 +235,7 @@ class Inspection:
 def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
     """Compare a checkpoint with every shipped rule file, from headers alone and without the hub.
 
-    A rule file whose names and `detect` fit is planned as `apply` plans it. It fits only if the
+    If the names and `detect` of a rule file fit, it is planned as in `apply`. It fits only if the
     plan is complete.
     """
     found = fits(checkpoint)

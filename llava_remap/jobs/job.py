@@ -60,7 +60,7 @@ class Job:
         small_files: the files of the output folder other than weights, by name; empty if a problem
             kept them from being made.
         resume: whether to continue a job that was begun in the output.
-        predicted: what the job will need; None until that was asked.
+        predicted: the memory and disk that the job will need; None if not yet computed.
         choice: how the rule file and the sources were chosen; None if the user named them.
     """
 
@@ -88,7 +88,7 @@ class Job:
 
     @property
     def source_files(self) -> dict[str, dict[str, Path]]:
-        """The files that are read of each source, by path relative to its folder."""
+        """The files that are read from each source, by path relative to its folder."""
         sources = self.rules.text.sources
         return {
             name: checkpoint.read(sources[name].use)
@@ -110,7 +110,7 @@ class Job:
         return disk_nbytes(self.plan.shards, self.recipe, others)
 
     def predict(self, verify: Verify, jobs: int = JOBS) -> Predicted:
-        """What the job will need, from here on in this process; arguments as for `run`."""
+        """The memory and disk that the job will need from now on; arguments as for `run`."""
         strict = verify != "none" and self.derived is not None and not self._is_known(self.derived)
         return predict(self.plan, self.recipe, self.disk_nbytes, jobs, strict_load=strict)
 
@@ -127,8 +127,8 @@ class Job:
         return nbytes_to_check(self.plan, self.checkpoints)
 
     def nbytes_to_handle(self, verify: Verify) -> int:
-        """Bytes that `run` handles in all: bytes that are written or found finished, and with
-        `full` the bytes that are compared.
+        """Bytes that `run` handles in all: written or already finished bytes and, with `full`,
+        compared bytes.
         """
         compared = self.plan.nbytes_write if verify == "full" else 0
         return sum(part.nbytes for part in self.written) + compared
@@ -177,8 +177,8 @@ class Job:
         verify: Verify = "meta",
         jobs: int = JOBS,
     ) -> Result:
-        """Carry the job out, as `apply` does after planning: see `jobs.run.run`. To resume a job
-        that is finished, its folder is compared with what the job would write.
+        """Carry the job out, as `apply` does after planning: see `jobs.run.run`. If the job is
+        resumed and its folder is finished, the folder is compared with what the job would write.
         """
         if self.is_done:
             proven = self.prove(verify, jobs, on_progress)
@@ -187,7 +187,7 @@ class Job:
 
     @property
     def found(self) -> dict[str, str]:
-        """How each source was found, in words: `given`, or who names it or where it lies."""
+        """How each source was found, in words: `given`, or what names it or where it lies."""
         chosen: Mapping[str, str] = {} if self.choice is None else self.choice.found
         return {
             name: chosen.get(name) or checkpoint.named_by or "given"
@@ -257,7 +257,7 @@ class Job:
         """The text of each config that was given in memory, by source.
 
         Args:
-            read: the names of the files that are read of each source.
+            read: the names of the files that are read from each source.
         """
         return {
             source: (json.dumps(checkpoint.config, indent=2) + "\n").encode()
@@ -268,7 +268,7 @@ class Job:
         }
 
     def facts(self) -> Facts:
-        """Everything that the bytes of the weight files depend on, in its present state."""
+        """The present state of everything that the bytes of the weight files depend on."""
         plan = self.plan
         return {
             "llava-remap": f"{__version__} ({code_digest()[:12]})",
@@ -346,8 +346,8 @@ def manifest_problems(checkpoints: Mapping[str, Checkpoint], *, dry_run: bool) -
     return [
         Problem(
             "LR111",
-            f"{', '.join(map(str, manifests))}: names and shapes only, there is nothing to "
-            "convert.",
+            f"{', '.join(map(str, manifests))}: a manifest has only names and shapes, so there is "
+            "nothing to convert.",
             "Give the checkpoint itself, or add --dry-run to plan from the manifest.",
         )
     ]
@@ -359,8 +359,8 @@ def written_tensors(weights: Sequence[Path]) -> Catalog:
 
 
 def _read_files(checkpoint: Checkpoint, files: Mapping[str, Path]) -> dict[str, FileDigest | int]:
-    """The record's entries for the files that were read of a source: the size of each weight file,
-    size and digest of each other file.
+    """The record's entries for the files that were read from a source: the size of each weight
+    file, and size and digest of each other file.
     """
     weights = set(checkpoint.files)
     return {

@@ -59,12 +59,12 @@ def load_model(
     The checks are those of `apply`, from headers and from values; then transformers' loader must
     report nothing either. The output's disk and folder are not checked.
 
-    A renamed tensor is a view of its file, mapped copy-on-write: it is read at its first use, and a
-    change of it changes no file. Only computed tensors take memory: those that post-load rules
+    A renamed tensor is a view of its file, mapped copy-on-write: it is read at its first use, and
+    changing it changes no file. Only these tensors take memory: tensors that post-load rules
     change, that have another dtype than the config's (a float32 tower beside a float16 language
     model), that are strided or big-endian in their file, or that don't begin at a multiple of their
-    elements' size, and all tensors of a source in memory, so that a change of the model changes
-    nothing there. The source files must not change while the model is in use.
+    elements' size. Tensors of a source in memory are copied, so that changing the model doesn't
+    change the source. The source files must not change while the model is in use.
 
     Args:
         rules, sources, offline: as for `plan`.
@@ -76,8 +76,8 @@ def load_model(
 
     Raises:
         RemapError: with every problem of the plan, LR111 for a manifest, LR102 for a source that
-            changed meanwhile, LR501 where a file can't be mapped, LR601 where the loader disagrees,
-            LR408 for a processor without a tokenizer.
+            changed meanwhile, LR501 if a file can't be mapped, LR601 if the loader disagrees, LR408
+            for a processor without a tokenizer.
     """
     import_asked()
 
@@ -126,7 +126,7 @@ def _processor(job: Job) -> ProcessorMixin:
 
 
 def _state_dict(job: Job) -> dict[str, torch.Tensor]:
-    """Every tensor that `apply` would write, by its name there."""
+    """Every tensor that `apply` would write, by its written name."""
     recipe = Recipe.of(job.plan.mapped, job.plan.post_load, job.checkpoints)
     mappings: dict[Path, mmap.mmap] = {}
     return {entry.target: _tensor(entry, recipe, mappings) for entry in job.plan.mapped}
@@ -152,7 +152,7 @@ def _tensor(entry: Mapped, recipe: Recipe, mappings: dict[Path, mmap.mmap]) -> t
 
 
 def _mapping(file: Path, mappings: dict[Path, mmap.mmap]) -> mmap.mmap:
-    """Map a whole file, copy-on-write; once for all tensors in it, which keep the mapping alive."""
+    """Map a whole file copy-on-write, once for all its tensors, which keep the mapping alive."""
     try:
         if file not in mappings:
             with file.open("rb") as opened:

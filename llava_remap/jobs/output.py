@@ -19,7 +19,7 @@ def output_folder(text: str | Path) -> Path:
     """The folder that `--output` names.
 
     Raises:
-        RemapError: LR211 for a home folder that isn't known.
+        RemapError: LR211 for an unknown home folder.
     """
     try:
         return as_path("output", text).expanduser()
@@ -28,8 +28,8 @@ def output_folder(text: str | Path) -> Path:
 
 
 def holds_others(folder: Path) -> bool:
-    """Whether a path is a file, or a folder with files that no job wrote. A path that the system
-    doesn't accept is neither; the plan refuses it.
+    """Whether a path is a file, or a folder with files that no job wrote. False for a path that the
+    system doesn't accept, which the plan refuses.
     """
     try:
         names = {entry.name for entry in folder.iterdir()}
@@ -84,8 +84,8 @@ def refuse_inside(path: Path, checkpoints: Mapping[str, Checkpoint], option: str
 def refuse_report_unopened(
     report: Path, output: Path | None, given: Iterable[str], option: str = "--report"
 ) -> None:
-    """As `refuse_report`, for sources that aren't open. A file that is there and isn't from
-    llava-remap is not touched either: it may be a file of a source that nobody named.
+    """As `refuse_report`, for sources that aren't open. An existing file that isn't from
+    llava-remap is refused too: it may belong to a source that wasn't named.
 
     Args:
         given: the sources as the user names them, with or without `NAME=`.
@@ -110,7 +110,7 @@ def refuse_report_unopened(
     if is_other:
         raise refuse(
             "LR508",
-            f"{report} is there, and was not written by llava-remap.",
+            f"{report} exists already, and was not written by llava-remap.",
             f"Give another {option}.",
         )
 
@@ -134,7 +134,7 @@ def _real(path: Path) -> Path:
 
 
 def output_notes(output: Path, facts: Facts | None = None) -> list[Problem]:
-    """What a dry run tells of an output folder in which the job couldn't be carried out."""
+    """Notes of a dry run about an output folder in which the job couldn't be carried out."""
     try:
         if os.path.lexists(output):
             _left_to_write(output, None, facts)
@@ -155,15 +155,15 @@ def output_problems(
 ) -> list[Problem]:
     """Reasons not to write into an output folder.
 
-    LR502: the disk has too little room. LR503: the output isn't an empty folder. LR504: it holds
-    the beginning of another job than the one to continue. LR505: it holds the beginning of a job,
-    and no job is to be continued. LR508: the system or a source forbids to write there.
+    LR502: the disk has too little room. LR503: the output isn't an empty folder. LR504: it holds an
+    unfinished job other than the one to continue. LR505: it holds an unfinished job, and this is a
+    new job. LR508: the system or a source forbids writing there.
 
     Args:
         nbytes: disk that the files will occupy; None for a job that can't be carried out.
         checkpoints: the sources, by name.
-        facts: those of the job to continue; None for a new job.
-        filled: whether the folder may have content, as nothing will be written.
+        facts: the facts of the job to continue; None for a new job.
+        filled: whether the folder may have content, because nothing will be written.
     """
     another = "Give another --output."
     try:
@@ -205,7 +205,7 @@ def output_problems(
 
 
 def _left_to_write(output: Path, nbytes: int | None, facts: Facts | None) -> int | None:
-    """Disk that is still needed of `nbytes`, with the files that an unfinished job left."""
+    """The part of `nbytes` that is still needed, given the files that an unfinished job left."""
     if not output.is_dir():
         raise refuse("LR503", f"{output} is there and isn't a folder.", "Give another --output.")
     # The claim is read first, so a job that begins meanwhile looks held and not unfinished.

@@ -1,4 +1,4 @@
-"""Memory and disk: what a job will need, what the machine has left, and what the job took."""
+"""Memory and disk: the job's needs, the free resources, and the resources that the job took."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _NUMPY, _TORCH, _STRICT_LOAD = 16 * _MIB, 320 * _MIB, 40 * _MIB
 _RECORDED, _RECORD = 400, 64 << 10
 #: Bytes of a line of the index beside the tensor's name and its file.
 _LINE = 8
-#: A prediction exceeds the real need at most by this factor. With less than the prediction divided
-#: by it, a job can't succeed.
+#: The largest ratio of predicted to real need. A job that gets less than the prediction divided by
+#: this factor can't succeed.
 _MARGIN = 1.5
 
 
@@ -54,14 +54,14 @@ class Predicted:
 
 @dataclass(frozen=True, slots=True)
 class Used:
-    """What a process took, in bytes: its peak memory, and the disk of its files."""
+    """The resources that a process took, in bytes: its peak memory, and the disk of its files."""
 
     memory: int
     disk: int
 
     @classmethod
     def by(cls, files: Iterable[Path]) -> Used:
-        """What this process took so far, given the files that it wrote."""
+        """The resources that this process took so far, given the files that it wrote."""
         # POSIX counts `st_blocks` in units of 512 bytes, whatever the file system's block is.
         return cls(peak_nbytes(), sum(path.stat().st_blocks * 512 for path in files))
 
@@ -69,7 +69,7 @@ class Used:
 def predict(
     plan: Plan, recipe: Recipe, disk: int, jobs: int = JOBS, *, strict_load: bool
 ) -> Predicted:
-    """What a planned job will need, from here on in this process.
+    """The memory and disk that a planned job will need from now on.
 
     Args:
         disk: bytes of all files of the output.
@@ -135,8 +135,8 @@ def memory_problems(needed: Predicted) -> list[Problem]:
 def peak_nbytes() -> int:
     """Peak memory of this process, in bytes.
 
-    On Linux, `getrusage` also counts what the process occupied before it started the present
-    program, as a rule as a copy of a larger parent. `/proc` has the figure of the program alone.
+    On Linux, `getrusage` also counts memory from before the process started this program, when it
+    was a copy of its parent, which may be larger. `/proc` has the figure of the program alone.
     """
     if (peak := status("VmHWM")) is not None:
         return peak

@@ -114,8 +114,8 @@ def plan_reverse(
     known = dict.fromkeys((*classic.values(), *(target.shapes if target else ())))
     made = {name: found for name in known if (found := every.made_by(name))}
     back = {name: every.inverse(name) for name in known}
-    # The original names are known now, so rules with a `when` can be decided, except for what
-    # depends on the original's config.
+    # The original names are known now, so the `when` of rules can be decided, unless it depends on
+    # the original's config.
     program = every.given([*filter(None, back.values()), *_taken_by(made, every)], None)
     back = {
         name: original
@@ -274,7 +274,7 @@ def _choice_notes(
 
 
 def _config_problems(rules: RuleFile, checkpoint: Checkpoint) -> list[Problem]:
-    """LR112 or LR311 if the config doesn't say that the checkpoint is of the rule file's class."""
+    """LR112 or LR311 unless the config says that the checkpoint is of the rule file's class."""
     config, wanted = checkpoint.config, rules.target.class_
     if config is None:
         return [
@@ -357,7 +357,7 @@ def _name_problems(
     if unknown:
         cause = (
             f"{len(unknown)} of {len(taken)} names are not in layout {layout}, the nearest "
-            "that transformers has on disk."
+            "that transformers saves."
         )
         problems.append(
             Problem(
@@ -386,8 +386,8 @@ def _name_problems(
             Problem(
                 "LR301",
                 cause,
-                "Add a rule that makes them, or `reverse:` to one, or take them out of the "
-                "checkpoint.",
+                "Add a rule that makes these names, or add `reverse:` to a rule, or remove the "
+                "tensors from the checkpoint.",
                 stuck,
             )
         )
@@ -410,7 +410,7 @@ def _name_problems(
 def _notes(
     rules: RuleFile, checkpoint: Checkpoint, classic: Mapping[str, str], wanted: Target | None
 ) -> list[Problem]:
-    """LR410: what stays as the checkpoint has it. LR411: what the output lacks."""
+    """LR410 for rows that stay; LR411 for files and tensors that the output lacks."""
     origin = rules.text.sources[rules.first_source].default
     cause = (
         "config.json, generation_config.json and the tokenizer files of the original can't be "

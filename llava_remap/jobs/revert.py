@@ -50,13 +50,13 @@ class Restored:
     """A source as it will be restored.
 
     Attributes:
-        name: of the source in the rule file.
-        location: where the source was.
+        name: the source's name in the rule file.
+        location: the source's place during the conversion.
         folder: where it will be written.
-        recipe, shards: how its tensors are made of the converted folder's.
+        recipe, shards: how its tensors are made from the converted folder's.
         texts: its configs, by file name.
-        dropped: its tensors that rules dropped, and that can't be restored.
-        not_taken: number of its tensors that were not selected or were replaced, and that can't be
+        dropped: tensors that rules dropped, which can't be restored.
+        not_taken: number of tensors that were not selected or were replaced, which can't be
             restored.
         not_restored: its other small files. The record has only their digests.
     """
@@ -106,7 +106,7 @@ class Restored:
 
 @dataclass(frozen=True, slots=True)
 class Reversion:
-    """A planned way back: the converted folder, and the sources that will be made of it."""
+    """A planned way back: the converted folder, and the sources that will be made from it."""
 
     converted: Checkpoint
     record: Record
@@ -145,7 +145,7 @@ class Reversion:
         jobs: int = JOBS,
         on_progress: OnProgress = lambda nbytes: None,
     ) -> Reversion:
-        """Check that the folder's files are as they were written, and return the job.
+        """Check that the folder's files are unchanged, and return the job.
 
         Raises:
             RemapError: LR603 if a file differs, LR102 if one changed since it was opened.
@@ -186,8 +186,8 @@ class Reversion:
 def plan_revert(folder: Path, output: str | Path | None) -> Reversion:
     """Plan the way back from record and headers alone; nothing is written.
 
-    A single source is restored into `output` itself; several sources each into a folder of their
-    name inside it.
+    A single source is restored into `output` itself. Each of several sources is restored into a
+    folder with its name inside `output`.
 
     Raises:
         RemapError: as `read_record`; LR113 for a record that contradicts itself, LR603 for a record
@@ -201,7 +201,7 @@ def plan_revert(folder: Path, output: str | Path | None) -> Reversion:
     try:
         converted = replace(open_checkpoint(folder / INDEX), path=folder)
     except RemapError as error:
-        # Every file could be opened when it was written, so a wrong digest explains more.
+        # Every file could be opened when it was written, so a wrong digest is the better cause.
         raise RemapError(file_problems(folder, record) or error.problems) from None
     if problems := [*header_problems(converted.catalog, record), *_text_problems(folder, record)]:
         raise RemapError(problems)
@@ -234,20 +234,20 @@ def revert(
     jobs: int = JOBS,
     offline: bool = False,
 ) -> Result:
-    """Take a converted folder back to the original names, bytes and configs.
+    """Restore the original names, bytes and configs from a converted folder.
 
     >>> result = revert("llava-hf", "original")
     >>> "model/config.json" in result.files
     True
 
-    Nothing is written unless every file of the folder is as it was written.
+    Nothing is written unless every file of the folder is unchanged.
 
     Args:
         folder: a folder that `apply` wrote. With `rules`, a checkpoint in a layout of transformers,
             given like a source of `plan`.
         output: the folder to write; new or empty. With `rules`, the default is the last part of
             `folder` with `-original`, in the current folder.
-        rules: a rule file, to go back by it alone, without a record: only weights are written.
+        rules: a rule file to use instead of the record. Only weights are then written.
         verify: with `rules`, how the output is checked, as for `apply`; `meta` by default.
         jobs: number of weight files that are written at the same time.
         offline: whether to take from the hub only what was downloaded before.
@@ -308,8 +308,8 @@ def _restored(
 
 
 def _originals(record: Record) -> dict[SourceName, Mapped]:
-    """How each source tensor is made of the folder's tensors: the record's parts, swapped. A tensor
-    of which a part was dropped isn't among them.
+    """How each source tensor is made from the folder's tensors: the record's parts, swapped. A
+    tensor with a dropped part isn't among them.
 
     Raises:
         RemapError: LR607 with every tensor that can't be restored.
@@ -348,11 +348,11 @@ def _originals(record: Record) -> dict[SourceName, Mapped]:
 
 
 class _Moved(NamedTuple):
-    """A part of a source tensor that a target name has.
+    """A part of a source tensor, which became part of a target name.
 
     Attributes:
-        holder: the tensor of the folder that holds the part; for a tied name the other tensor.
-        dtype: the source tensor's.
+        holder: the tensor of the folder that holds the part; for a tied name, the other tensor.
+        dtype: the source tensor's dtype.
     """
 
     target: str
@@ -369,14 +369,14 @@ class _Moved(NamedTuple):
         """Why the source tensor can't be restored; empty if it can.
 
         Args:
-            changed_by: name of a tensor → the post-load rule that didn't keep all of it.
+            changed_by: name of a tensor → the post-load rule that didn't keep all its old values.
         """
         holder = self.holder
         is_tied = holder.target != self.target
         if merged := [lora for lora in holder.loras if is_tied or lora.base == self.origin]:
             return f"was merged with `{merged[0].a.name}` and rounded"
         if holder.target in changed_by:
-            return f"changed by `{changed_by[holder.target]}`, which doesn't keep what was there"
+            return f"changed by `{changed_by[holder.target]}`, which doesn't keep the old values"
         if holds(holder.dtype, self.dtype):
             return ""
         if is_tied:
@@ -386,7 +386,7 @@ class _Moved(NamedTuple):
 
 def _old_spans(entry: Mapped, changed: PostLoadChange) -> list[tuple[int, int]] | None:
     """Where a tensor that a post-load rule changed holds its old elements: offset and count of each
-    span, in order. None if not all of them were kept.
+    span, in order. None unless all old elements were kept.
     """
     found = find_old_bytes(changed.use, changed.options, changed.change)
     width = DTYPE_BITS[entry.dtype] // 8
@@ -414,7 +414,7 @@ def _swapped(part: Part, entry: Mapped, spans: Sequence[tuple[int, int]] | None)
 
 
 def _refuse_lost(record: Record, losses: Iterable[tuple[str, str]]) -> None:
-    """Raise LR607 if there is a loss: `losses` are names, each with the reason or nothing."""
+    """Raise LR607 for the names in `losses` that have a reason."""
     if lost := tuple(dict.fromkeys((name, why) for name, why in losses if why)):
         raise RemapError(
             Problem(
@@ -428,11 +428,11 @@ def _refuse_lost(record: Record, losses: Iterable[tuple[str, str]]) -> None:
 
 
 def _refuse_impossible(folder: Path, originals: Mapping[SourceName, Mapped]) -> None:
-    """Raise LR113 for a record that no job can have written: parts that don't cover a source tensor
-    once, or a name that no file can have.
+    """Raise LR113 for a record that no job can have written: its parts don't cover a source tensor
+    exactly once, or it has a tensor name that no file can have.
     """
     odd = [o.name for o, entry in originals.items() if not entry.parts or not _is_possible(o.name)]
-    cause = f"what it says of `{odd[0]}` contradicts the rest of it, or can't be" if odd else ""
+    cause = f"its entry for `{odd[0]}` is impossible, or contradicts other entries" if odd else ""
     try:
         refuse_uncovered(originals.values())
     except ValueError as error:
@@ -441,14 +441,14 @@ def _refuse_impossible(folder: Path, originals: Mapping[SourceName, Mapped]) -> 
         raise refuse(
             "LR113",
             f"{folder / RECORD}: {cause}.",
-            "Convert the checkpoint again; a record can't be mended by hand.",
+            "Convert the checkpoint again; a record can't be corrected by hand.",
         )
 
 
 def _text_problems(folder: Path, record: Record) -> list[Problem]:
-    """LR603 for texts of sources in the record that don't have the digest beside them."""
+    """LR603 for configs in the record that don't match their digest in the record."""
     rows = [
-        (f"{name}/{file}", "is not the text with the digest in the record")
+        (f"{name}/{file}", "doesn't match its digest in the record")
         for name, source in record.sources.items()
         for file, text in source.texts.items()
         if source.files.get(file) != FileDigest.of(text)
@@ -458,8 +458,8 @@ def _text_problems(folder: Path, record: Record) -> list[Problem]:
     return [
         Problem(
             "LR603",
-            f"{folder / RECORD} was changed: {len(rows)} texts of the sources in it.",
-            "Copy the folder again from an unchanged copy.",
+            f"{folder / RECORD} was changed: {len(rows)} of the sources' configs in it.",
+            "Replace the folder by an unchanged copy.",
             tuple(name for name, _ in rows),
             tuple(rows),
         )
@@ -467,7 +467,7 @@ def _text_problems(folder: Path, record: Record) -> list[Problem]:
 
 
 def _is_plain(name: str) -> bool:
-    """Whether a name can be that of a folder inside another one on any system."""
+    """Whether a folder inside another folder can have this name on any system."""
     return (
         name.isprintable() and not set(name) & set('/\\:*?"<>|') and name.strip(" .") == name != ""
     )

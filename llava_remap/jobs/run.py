@@ -37,8 +37,8 @@ class Written:
     """A folder that a job writes.
 
     Attributes:
-        name: of the folder inside the output; empty for the output itself.
-        recipe, shards: what the weight files are made of.
+        name: the folder's name inside the output; empty for the output itself.
+        recipe, shards: how the weight files are made.
         small_files: the other files, by name.
     """
 
@@ -94,7 +94,7 @@ class Runnable(Protocol):
     def check(
         self, weights: Sequence[Path], verify: Verify, on_progress: OnProgress, on_phase: OnPhase
     ) -> list[Problem]:
-        """Problems of the weight files that were written."""
+        """Problems of the written weight files."""
         ...
 
     def last_files(self, folder: Folder, verify: Verify) -> Mapping[str, bytes]:
@@ -139,7 +139,7 @@ class Result:
         return self.job.to_json(self)
 
     def facts(self) -> dict[str, Any]:
-        """What the run alone determines, for a part of that document."""
+        """The facts of the run, for a part of that document."""
         return {
             "output": str(self.output),
             "files": list(self.files),
@@ -187,7 +187,7 @@ def run(
     written = job.written
     inside = [part.name for part in written if part.name]
     with fresh_folder(job.output, inside, resumable) as folder:
-        refuse_changed(job.checkpoints)  # so what is claimed now is what was planned
+        refuse_changed(job.checkpoints)  # so the claim is about the planned sources
         reused = len(folder.digests)
         on_phase("writing")
         places = [(part, folder.inside(part.name) if part.name else folder) for part in written]
@@ -196,7 +196,7 @@ def run(
         weights = [place.path / shard.file for part, place in places for shard in part.shards]
         if found := job.check(weights, verify, on_progress, on_phase):
             raise RemapError(found)
-        on_phase("writing what belongs to them")
+        on_phase("writing small files")
         for part, place in places:
             for name, content in sorted(part.small_files.items()):
                 place.put(name, content)

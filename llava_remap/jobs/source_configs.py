@@ -1,4 +1,4 @@
-"""Which sources' configs count, and in which order."""
+"""The sources' configs that count, in order of precedence."""
 
 from __future__ import annotations
 

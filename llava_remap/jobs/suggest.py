@@ -1,4 +1,4 @@
-"""Suggestions for the names that a plan leaves over: guesses from names and shapes, for a person
+"""Suggestions for unmapped and missing names of a plan: guesses from names and shapes, for a person
 to judge.
 """
 
@@ -19,8 +19,8 @@ def with_suggestions(
     with rules that would map them.
 
     Args:
-        routes: the ones that the plan was built from.
-        layout: the plan's. Rules are written with classic names.
+        routes: the routes that the plan was built from.
+        layout: the plan's layout. Rules are written with classic names.
         with_rules: whether to suggest rules; only useful if the rule file is for this checkpoint.
     """
     if not plan.unmapped and not plan.missing:

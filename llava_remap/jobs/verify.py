@@ -25,11 +25,11 @@ def verify(folder: str | Path, against: Sources = (), *, offline: bool = False) 
 
     Args:
         folder: the folder.
-        against: the sources that it was made from, given as to `plan`; none for no comparison.
+        against: the sources that it was made from, given as to `plan`; empty for no comparison.
         offline: whether to take from the hub only what was downloaded before.
 
     Returns:
-        What was checked. The folder is sound if there are no `problems`.
+        The result of the checks. The folder is sound if there are no `problems`.
 
     Raises:
         RemapError: if the folder has no readable record, or a source can't be opened.

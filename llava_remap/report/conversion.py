@@ -1,4 +1,4 @@
-"""What `convert` prints for people: the plan in short, and the summary of several conversions."""
+"""The output of `convert` for people: the short plan, and the summary of several conversions."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 
 def print_short_plan(console: Console, job: Job) -> None:
-    """The plan in a few lines: the rule file and why, sources, components, what is merged and
-    dropped, notes; the problems in full.
+    """The plan in a few lines: the rule file and why, sources, components, merges, drops and notes;
+    the problems in full.
     """
     plan = job.plan
     if DETAIL.get() != "normal":
@@ -68,7 +68,7 @@ def print_short_plan(console: Console, job: Job) -> None:
 
 
 def _note(note: Problem) -> Text:
-    """The first sentence of a note, with `…` if there is more; all of it if the folder lacks
+    """The first sentence of a note, with `…` if there is more; the whole note if the folder lacks
     something.
     """
     if note.lacks:
@@ -85,7 +85,7 @@ def print_heading(console: Console, source: str, number: int, count: int) -> Non
 
 
 def print_summary(console: Console, done: Sequence[Converted]) -> None:
-    """How each of several conversions ended, and how many of them are well."""
+    """How each of several conversions ended, and how many succeeded."""
     width = max(len(shown(one.source)) for one in done)
     lines = [
         Text.assemble(

@@ -52,7 +52,7 @@ _Lines = Iterable[str | Text]
 
 
 def print_difference(console: Console, found: Difference) -> None:
-    """Both sides, every difference, what is only written otherwise, and last the verdict."""
+    """Both sides, every difference, differences only in spelling, and last the verdict."""
     write(console, *(_side(name, side) for name, side in (("A", found.a), ("B", found.b))))
     sections: dict[str, _Lines] = {
         "Layout": _layout(found),
@@ -74,7 +74,7 @@ def print_difference(console: Console, found: Difference) -> None:
         "Tokenizer": _tokenizers(console, found.tokenizer) if found.tokenizer else [],
         "Chat template": [line for t in found.templates for line in _template(t)],
         **_entries(found.entries),
-        "Written otherwise, read as the same": _spelling(found),
+        "Spelt differently, read as the same": _spelling(found),
         "Notes": [f"  {note}" for note in found.notes],
     }
     for heading, texts in sections.items():
@@ -103,7 +103,7 @@ def _verdict(found: Difference) -> Text:
             f"{counted(found.tensors, 'tensor')} by names, shapes and dtypes. Values were not "
             f"compared: {found.values_reason}"
         )
-    elif not found.notes:  # they say what was not compared
+    elif not found.notes:  # notes say what was not compared
         how += "; configs, tokenizer and chat template too"
     return Text.assemble(("\nEqual", "bold green"), f": {how}")
 
@@ -114,7 +114,7 @@ def _bounded(lines: Sequence[str | Text]) -> list[str | Text]:
 
 
 def _by_fact(facts: Iterable[tuple[str, str]]) -> list[str | Text]:
-    """Each fact below the names that it holds for; there are few different ones."""
+    """Each fact below the names that it holds for. There are few different facts."""
     groups = list(names_by_fact(facts).items())
     rest = more(len(groups) - MOST_LINES, _MORE, "  ")
     return [*(line for fact, names in groups[:MOST_LINES] for line in _group(names, [fact])), rest]
@@ -188,7 +188,7 @@ def _values(console: Console, values: Sequence[Values]) -> _Lines:
 
 
 def _remark(entries: Sequence[Values]) -> str:
-    """What else is to be said of the elements that differ."""
+    """Further facts about the elements that differ."""
     words = {
         "not_finite": "inf or NaN in A or B",
         "nan_bits": "NaN in both, with other bits",
@@ -199,7 +199,7 @@ def _remark(entries: Sequence[Values]) -> str:
 
 
 def _elements(a: Element, b: Element) -> str:
-    """Two elements; with their bits where the numbers look alike."""
+    """Two elements, with their bits if the numbers look alike."""
     texts = [f"{e.value:.6g}" if isinstance(e.value, float) else str(e.value) for e in (a, b)]
     if texts[0] == texts[1]:
         texts = [f"{text} ({e.bits})" for text, e in zip(texts, (a, b), strict=True)]
@@ -245,7 +245,7 @@ def _file(console: Console, file: File) -> list[str | Text]:
 
 
 def _named(name: str, lines: Sequence[str | Text]) -> list[str | Text]:
-    """Lines below their heading; a line alone behind it."""
+    """Lines below their heading; a single line stands behind it."""
     if len(lines) == 1:
         return [f"  {name}: {str(lines[0]).strip()}"]
     return [f"  {name}", *lines] if lines else []
@@ -296,7 +296,7 @@ def _tokenizers(console: Console, found: Tokenizers) -> list[str | Text]:
 
 
 def _ids(a: Sequence[int], b: Sequence[int]) -> str:
-    """Where two lists of ids part."""
+    """Where two lists of ids begin to differ."""
     at = next(
         (n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
     )
@@ -333,9 +333,7 @@ def _prompt(text: str, other: str) -> str:
 
 
 def _entries(entries: Sequence[Entry]) -> dict[str, list[str | Text]]:
-    """The entries of plans, by the list that has them; together those that differ in the same
-    values.
-    """
+    """The entries of plans, by their list. Entries that differ in the same values are joined."""
     sections: dict[str, list[str | Text]] = {}
     for part in dict.fromkeys(entry.part for entry in entries):
         groups: dict[tuple[str | None, tuple[str, ...]], list[Entry]] = {}
@@ -356,7 +354,7 @@ def _entries(entries: Sequence[Entry]) -> dict[str, list[str | Text]]:
 
 
 def _changes(only_in: str | None, entries: Sequence[Entry]) -> Iterator[str]:
-    """In what entries differ whose values of the same keys do."""
+    """The differences of entries that differ in the values of the same keys."""
     if only_in is not None:
         yield f"only in {only_in.upper()}"
         return

@@ -1,6 +1,4 @@
-"""An inferred rule file as text for a person: what became of what, how sure that is, what to do
-next.
-"""
+"""An inferred rule file as text for a person: its rules, how sure they are, and what to do next."""
 
 from __future__ import annotations
 
@@ -20,7 +18,7 @@ MOST_RULES = 40
 
 
 def print_draft(console: Console, draft: Draft) -> None:
-    """The rules with how each was found, what is a guess or open, and the next commands."""
+    """The rules and how each was found, guesses, open questions, and the next commands."""
     given, wanted = draft.given, draft.wanted
     cleaned = f", {given.buffers} buffers dropped by the shared parts" if given.buffers else ""
     write(
@@ -84,11 +82,11 @@ def _next(draft: Draft) -> list[str]:
     lint, test = f"  llava-remap rules lint {output}", f"  llava-remap rules test {output}"
     if draft.problems:
         return [
-            "  Next: do what stands behind the arrows, and look at what is marked `unsure` in "
-            f"{output}. Then:",
+            f"  Next: follow the arrows above, and check everything marked `unsure` in {output}. "
+            "Then:",
             lint,
         ]
-    marked = f", when you have looked at what is marked `unsure` in {output}" * bool(draft.notes)
+    marked = f", after you have checked everything marked `unsure` in {output}" * bool(draft.notes)
     commands = [f"  Next{marked}:", lint, test]
     if not draft.wanted.class_name:
         return commands

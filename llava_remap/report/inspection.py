@@ -17,11 +17,11 @@ if TYPE_CHECKING:  # all reports are imported together
     from llava_remap.routing.fits import Fit
     from llava_remap.target_model import Component
 
-#: Where no rule file fits, so many are shown with every reason; the others with the first one.
+#: If no rule file fits, this many are shown with every reason, the others with their first reason.
 _NEAREST = 3
-#: Folded names that are shown of something unusual.
+#: The most folded names that are shown for something unusual.
 _NAMES = 2
-#: From so many rule files that take a part on, one command stands for all.
+#: If this many rule files or more take a part, one command stands for all.
 _MANY = 4
 
 
@@ -126,7 +126,7 @@ def _what(part: Component) -> str:
 
 
 def _amount(number: int) -> str:
-    """A number of parameters as people say it.
+    """A number of parameters in the usual short form.
 
     >>> _amount(6738415616), _amount(20979712), _amount(640)
     ('6.74 B', '21 M', '640')
@@ -163,7 +163,7 @@ def _unusual(text: str, names: tuple[str, ...]) -> Iterator[str | Text]:
 
 
 def _is_many(inspection: Inspection) -> bool:
-    """Whether a part goes with so many rule files that the model has to decide."""
+    """Whether so many rule files take a part that the model has to decide."""
     return len(inspection.fitting) >= _MANY and not inspection.planned
 
 
@@ -174,7 +174,7 @@ def _rule_files(inspection: Inspection) -> list[str | Text]:
         names = ", ".join(fit.rules for fit in fitting)
         return [
             f"  take it: {names}",
-            "    which of them is the one that fits the model: llava-remap inspect MODEL",
+            "    to see which of them fits the model: llava-remap inspect MODEL",
         ]
     near = fitting or [fit for fit in inspection.fits if fit.is_near]
     others = [
@@ -192,7 +192,7 @@ def _rule_files(inspection: Inspection) -> list[str | Text]:
 
 
 def _fit(inspection: Inspection, fit: Fit, in_full: bool) -> list[str | Text]:
-    """A rule file: whether it fits, and why not, or what is still to be given.
+    """A rule file: whether it fits, and why not, or which sources are still needed.
 
     Args:
         in_full: whether all reasons are shown, not only the first.
@@ -201,7 +201,7 @@ def _fit(inspection: Inspection, fit: Fit, in_full: bool) -> list[str | Text]:
     if fit.fits:
         verdict = ("fits" if inspection.planned else "takes it", "green")
     maps = f", maps {fit.mapped} of {fit.total} names"
-    unplanned = "    whether the model belongs to it is checked with the model, which isn't here"
+    unplanned = "    not checked: whether it fits the model, which isn't here"
     return [
         Text.assemble(
             "  ",

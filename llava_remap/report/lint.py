@@ -1,4 +1,4 @@
-"""What lint found: for a person, for programs, and as annotations of GitHub."""
+"""The findings of lint: for a person, for programs, and as annotations of GitHub."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 
 def print_lint(console: Console, files: Sequence[Linted]) -> None:
-    """For each file its findings, and a line with what was tried and whether it is reversible."""
+    """For each file its findings, and a line that says what was tried and whether the file is
+    reversible.
+    """
     for linted in files:
         counts: Counter[str] = Counter()
         for finding in linted.findings:
@@ -65,12 +67,12 @@ def lint_github(files: Sequence[Linted]) -> str:
 
 
 def _summary(linted: Linted) -> list[str]:
-    """What was tried, with what result; empty texts are to be left out."""
+    """What was tried, and with which result. The caller leaves out empty texts."""
     if not linted.loaded:
-        return ["not looked at, since it can't be loaded"]
+        return ["not checked, since it can't be loaded"]
     names = "" if linted.names is None else f", {counted(linted.names, 'real name')}"
     untried = " and ".join(f"`{label}`" for label in linted.untried)
-    back = f"{counted(linted.targets, 'new name')} led back and there again"
+    back = f"{counted(linted.targets, 'new name')} led back and forward again"
     reversible = f"reversible: {back if linted.targets else 'it renames nothing'}"
     if not linted.reversible:
         why = ", ".join(f"`{label}` ({why})" for label, why in linted.one_way)
@@ -78,10 +80,10 @@ def _summary(linted: Linted) -> list[str]:
     return [
         f"{counted(linted.rules, 'rule')}, {counted(linted.tests, 'test')}, "
         f"{counted(linted.witnesses, 'name')} made from them{names}",
-        untried and f"no name was tried on {untried}: a regex needs one from a test or a source",
+        untried and f"no name was tried on {untried}: a regex needs names from a test or a source",
         linted.unknown
-        and f"the target's parameters aren't known ({linted.unknown}), so drops are judged by the "
-        "rules alone",
+        and f"the target's parameters aren't known ({linted.unknown}), so drops are checked only "
+        "against the rules",
         reversible,
     ]
 

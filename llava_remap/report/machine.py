@@ -7,8 +7,7 @@ from typing import Any
 
 from llava_remap.core import Problem
 
-#: Further fields of each kind of document, if the command was refused; and its version, if that
-#: isn't 1.
+#: Further fields of each kind of document if the command was refused, and its version if not 1.
 _REFUSED: dict[str, dict[str, bool | int]] = {
     "plan": {"format_version": 2, "complete": False},
     "verification": {"verified": False},
@@ -25,7 +24,7 @@ _REFUSED: dict[str, dict[str, bool | int]] = {
 
 
 def document(kind: str, content: dict[str, Any]) -> dict[str, Any]:
-    """A document `llava-remap/KIND`, version 1 if `content` has no other one."""
+    """A document `llava-remap/KIND`; its version is 1 unless `content` has another one."""
     return {"format": f"llava-remap/{kind}", "format_version": 1, **content}
 
 
@@ -33,6 +32,6 @@ def refusal_json(problems: Sequence[Problem], kind: str) -> dict[str, Any]:
     """The document of a command that was refused before it had a result.
 
     Args:
-        kind: of the document that was asked for: a key of `_REFUSED`.
+        kind: the kind of document that was asked for: a key of `_REFUSED`.
     """
     return document(kind, {**_REFUSED[kind], "problems": [p.to_json() for p in problems]})

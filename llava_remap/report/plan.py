@@ -70,7 +70,7 @@ def print_plan(console: Console, job: Job) -> None:
 
 
 def print_title(console: Console, job: Job) -> None:
-    """The rule file and the target; for `convert` also why it is this rule file."""
+    """The rule file and the target; for `convert` also why this rule file was chosen."""
     plan = job.plan
     title = f"{plan.rules_name} {plan.rules_version} → {plan.target_class}, {plan.layout} layout"
     why = "" if job.choice is None else f"  {plan.rules_name} {job.choice.reason}"
@@ -111,7 +111,7 @@ def print_next(console: Console, job: Job, command: str = "") -> None:
         command: for a dry run, the command that carries out the plan.
     """
     if command:
-        instead = " with the checkpoint in the place of the manifest" if job.from_manifest else ""
+        instead = " with the checkpoint in place of the manifest" if job.from_manifest else ""
         what = f": nothing was written. To convert{instead}:"
         write(console, Text.assemble(("\nDry run", "bold"), what))
         write_command(console, command)
@@ -137,8 +137,8 @@ def _print_refusal(console: Console, plan: Plan) -> None:
 
 
 def sources(console: Console, job: Job) -> Iterator[str | Text]:
-    """Each source on one line, if the terminal has room for it; for `convert` also how it was
-    found, and with `-v` the files that are read of it.
+    """Each source on one line, if the terminal is wide enough; for `convert` also how it was found,
+    and with `-v` the files that are read from it.
     """
     sources = job.plan.sources
     width = max(map(len, sources))
@@ -238,9 +238,7 @@ def _why_dropped(entry: Dropped, shapes: Mapping[tuple[str, str], tuple[int, ...
 
 def _merge(lora: AddLora) -> str:
     """How an adapter changes a tensor."""
-    scale = (
-        "a scale that a manifest doesn't tell" if lora.scale is None else f"scale {lora.scale:g}"
-    )
+    scale = "a scale that isn't in a manifest" if lora.scale is None else f"scale {lora.scale:g}"
     return f"with pairs of {lora.a.source}, rank {lora.rank}, {scale}"
 
 
@@ -251,14 +249,14 @@ def _casts(plan: Plan) -> list[str]:
         for entry in plan.mapped
         if entry.stored_dtype != entry.dtype
     )
-    how = {False: "exactly", True: "rounded to nearest, so revert can't give them back"}
+    how = {False: "exactly", True: "rounded to nearest, so revert can't restore them"}
     kept = sum(not entry.is_made for entry in plan.mapped) - casts.total()
     return [
         *(
             f"  {stored} → {dtype}: {counted(count, 'tensor')}, {how[rounded]}"
             for (stored, dtype, rounded), count in sorted(casts.items())
         ),
-        f"  as they are: {counted(kept, 'tensor')}" if casts and kept else "",
+        f"  unchanged: {counted(kept, 'tensor')}" if casts and kept else "",
     ]
 
 
@@ -269,7 +267,7 @@ def _model(job: Job) -> list[str]:
     config = job.derived.config.config
     text, tower = config["text_config"], config["vision_config"]
     facts = [config["dtype"]]
-    if isinstance(text.get("rope_theta"), (int, float)):  # some have none, or one a kind of layer
+    if isinstance(text.get("rope_theta"), (int, float)):  # some have none, or one per layer kind
         facts.insert(0, f"rope theta {text['rope_theta']:g}")
     if "hidden_size" in text and "num_attention_heads" in text:  # some use other keys
         heads = f"{text['num_attention_heads']} heads"

@@ -1,4 +1,4 @@
-"""What a command found or did, as text for a person."""
+"""The results of commands, as text for a person."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ _STRICT = "strict load by transformers: nothing missing, unexpected or mismatche
 #: What was checked after writing, by `--verify`.
 _CHECKED = {
     "meta": _STRICT,
-    "full": f"{_STRICT}; every tensor read back, and as the sources give it",
+    "full": f"{_STRICT}; every tensor read back, and equal to what the sources give",
     "none": "not checked after writing (--verify none)",
 }
-_FORWARD = "names and shapes read back: the rule file takes them where they came from"
+_FORWARD = "names and shapes read back: the rule file maps them to where they came from"
 _CHECKED_BACK = {
     **_CHECKED,
     "meta": _FORWARD,
-    "full": f"{_FORWARD}; every tensor as the source gives it",
+    "full": f"{_FORWARD}; every tensor equal to what the source gives",
 }
 #: The strict load of `verify`; None if it wasn't tried.
 _LOADED = {
@@ -50,7 +50,7 @@ _LOADED = {
     None: "strict load by transformers: not tried",
 }
 
-#: Sizes of a small checkpoint that are shown.
+#: The sizes of a small checkpoint that are shown.
 _SIZES = ("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size", "image_size")
 
 
@@ -96,7 +96,7 @@ def checked(result: Result, job: Job) -> str:
 
 
 def _path(folder: Path) -> str:
-    """A path for commands, which nothing takes for an option or a name on the hub."""
+    """A path for commands, in a form that isn't mistaken for an option or a hub id."""
     return str(folder) if folder.is_absolute() else f"./{folder}"
 
 
@@ -119,7 +119,7 @@ def print_verification(console: Console, checked: Verification) -> None:
 
 
 def print_reverted(console: Console, job: Reversion, done: Result) -> None:
-    """What is restored of each source, what isn't and why, and last where it lies."""
+    """For each source, what is restored, and what isn't and why; last, the output."""
     write(console, Text(f"{shown(job.converted.path)}, back through {job.record.rules}", "bold"))
     write_section(console, "Restored", _restored(job))
     names = {part.name for part in job.parts}

@@ -28,8 +28,8 @@ _STYLES: dict[Status, str] = {
 }
 #: The longest line of a log that shows a name beside what it became, in columns.
 _WIDTH = 120
-#: Outcomes of a name, in the order in which they are shown: what is wrong stands last, where it is
-#: seen.
+#: Outcomes of a name, in the order in which they are shown. The bad outcome stands last, where
+#: people see it.
 _OUTCOMES = ("mapped", "dropped", "unmapped")
 _NUMBER = re.compile(r"(?<![^.])(0|[1-9][0-9]{0,8})(?![^.])")
 
@@ -63,8 +63,8 @@ def list_json(files: Sequence[Listed]) -> dict[str, Any]:
 
 
 def print_tests(console: Console, files: Sequence[Tested]) -> None:
-    """For each file what failed, is missing or was written, and last the number of tests by
-    status.
+    """For each file the tests that failed, are missing or were written, and last the number of
+    tests by status.
     """
     for tested in files:
         write(console, *_tests(tested), f"{tested.rules}: {', '.join(_counts(tested))}")
@@ -115,8 +115,8 @@ def tests_json(files: Sequence[Tested]) -> dict[str, Any]:
 
 
 def print_explanation(console: Console, explained: ExplainedNames) -> None:
-    """The rules that took the names, in order, and what each left; unmapped names last, with the
-    nearest rules.
+    """The rules that took the names, in order, and the name after each; unmapped names last, with
+    the nearest rules.
 
     Names that the same rules took and that differ only in numbers are folded.
     """
@@ -151,7 +151,7 @@ def explanation_json(explained: ExplainedNames) -> dict[str, Any]:
 
 
 def _chain(entries: Sequence[ExplainedName], width: int) -> Iterator[str | Text]:
-    """Names that the same rules took: the rules once, then each name with what the rules left."""
+    """Names that the same rules took: the rules once, then each name with its new names."""
     first = entries[0].explanation
     prefix = first.rewrite.source.removesuffix(entries[0].name)
     if prefix:

@@ -1,4 +1,4 @@
-"""What all reports to a person have: lines and sections, folded names, problems."""
+"""The parts of all reports to a person: lines and sections, folded names, problems."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from llava_remap.core import CODES, Problem, fold_groups, fold_names, printable
 if TYPE_CHECKING:  # a refused rule file is shown without importing the rooms of a plan
     from llava_remap.planning import Plan
 
-#: Folded lines shown for one problem. The others are counted here, and listed in the JSON report.
+#: The most folded lines for one problem. Further lines are counted here, and listed in the JSON
+#: report.
 MOST_LINES = 12
-#: Characters. Some causes quote a value from a file, which can have any length.
+#: The most characters of a cause. Some causes quote a value from a file, of any length.
 _LONGEST_CAUSE = 2000
 #: The space between two columns of a line; a word with the space around it.
 _GAP = re.compile(r"(?<=\S) {2,}(?=\S)")
@@ -35,7 +36,7 @@ _MORE_IN_PLAN = "lines; -v, or --report FILE.json, has every one"
 
 Detail = Literal["quiet", "normal", "verbose"]
 DETAIL: ContextVar[Detail] = ContextVar("detail", default="normal")
-"""How much reports tell. `quiet`: problems, notes and the last line. `verbose`: every name,
+"""How detailed reports are. `quiet`: problems, notes and the last line. `verbose`: every name,
 unfolded.
 """
 
@@ -69,8 +70,8 @@ def shown(location: str | Path) -> str:
 def write(console: Console, *texts: str | Text, whole: bool = False) -> None:
     """Write each text on a line of its own; empty texts are left out.
 
-    Everything that reports print goes through this function. It escapes what a terminal would
-    obey, and rich reads no markup. A text that starts with a line break has an empty line above it.
+    Everything that reports print goes through this function. It escapes control characters, and
+    rich reads no markup. A text that starts with a line break has an empty line above it.
     A console with `soft_wrap` gets every text as one line; on others, long texts are wrapped.
 
     Args:
@@ -88,8 +89,8 @@ def write(console: Console, *texts: str | Text, whole: bool = False) -> None:
 def _wrapped(line: Text, width: int) -> Iterator[Text]:
     """A line in parts of at most `width` columns, broken between words. A longer word stays whole.
 
-    Two or more spaces separate the columns of a table. What is wrapped stands under its own column
-    if that leaves it half of the width, else under the first word, indented by two more.
+    Two or more spaces separate the columns of a table. A wrapped text stands under its own column
+    if at least half of the width remains, else under the first word, indented by two more.
     """
     plain = line.plain
     columns = [
@@ -113,7 +114,7 @@ def _wrapped(line: Text, width: int) -> Iterator[Text]:
 
 
 def write_command(console: Console, command: str, indent: str = "  ") -> None:
-    """Write a command that can be copied. On a terminal, a line that is too long ends in `\\`."""
+    """Write a command that can be copied. On a terminal, a long line is continued after `\\`."""
     lines = [indent]
     for words in _WORDS.findall(command):
         if not console.soft_wrap and cell_len(lines[-1] + words) > console.width - 2:
@@ -124,7 +125,7 @@ def write_command(console: Console, command: str, indent: str = "  ") -> None:
 
 
 def write_section(console: Console, title: str, texts: Iterable[str | Text]) -> None:
-    """Write the texts that aren't empty below a heading; if all are, write nothing."""
+    """Write the non-empty texts below a heading; if there are none, write nothing."""
     if lines := [text for text in texts if text]:
         write(console, Text(f"\n{title}", "bold"), *lines)
 
@@ -149,7 +150,7 @@ def folded_above(fact: str, names: Iterable[str], indent: str = "  ") -> list[st
 
 
 def print_problems(console: Console, problems: Sequence[Problem], plan: Plan | None = None) -> None:
-    """Each problem; for a plan also the rules that might mend it."""
+    """Each problem; for a plan also the rules that might solve it."""
     near = {} if plan is None else near_names(plan)
     rules: Sequence[str] = () if plan is None else plan.suggested_rules
     for problem in problems:
@@ -173,7 +174,7 @@ def print_problems(console: Console, problems: Sequence[Problem], plan: Plan | N
     if rules:
         write_section(
             console,
-            "Rules that might mend it, for the front of `names`; look at each before you paste it",
+            "Rules that might help, for the top of `names`; check each before you paste it",
             [
                 *(f"  {rule}" for rule in rules[:MOST_LINES]),
                 more(len(rules) - MOST_LINES, _MORE_IN_PLAN),
@@ -195,7 +196,7 @@ def print_problem(
     Args:
         near: for a name, the names that may have been meant.
         in_plan: whether a JSON report of the plan lists what isn't shown.
-        place: stands before the code.
+        place: a text before the code.
     """
     cause = problem.placed_cause
     if len(cause) > _LONGEST_CAUSE:

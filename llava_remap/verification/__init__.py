@@ -1,4 +1,4 @@
-"""Strict load of what was written; digests; bit equality with the sources; comparison of two
+"""Strict load of the written files; digests; bit equality with the sources; comparison of two
 checkpoints or plans.
 """
 

@@ -24,8 +24,8 @@ from llava_remap.target_model.wanted import from_json, refuse_endless
 from llava_remap.verification.difference import File, Row
 
 _CONFIG, _GENERATION = BESIDE["config"]
-#: The keys of `processor_config.json` under which transformers 5 keeps what has a file of its own
-#: otherwise. It reads either.
+#: Files whose content transformers 5 keeps in `processor_config.json`, under these keys. It reads
+#: either place.
 _NESTED = {
     "preprocessor_config.json": "image_processor",
     "video_preprocessor_config.json": "video_processor",
@@ -37,14 +37,14 @@ _NAMES = (
     _GENERATION,
     ADAPTER_CONFIG,
     *_NESTED,
-    _PROCESSOR,  # behind those that may be in it
+    _PROCESSOR,  # after the files whose content may be in it
 )
-#: The key for the version that wrote a config; nothing is computed with it.
+#: The key for the version that wrote a config. It has no effect.
 _WRITER = "transformers_version"
-#: Objects and lists inside of each other.
+#: The deepest nesting of objects and lists.
 _DEEPEST = 100
-#: Files that may change what a checkpoint does, beside those that are compared: code, and
-#: vocabularies of other forms.
+#: Files that aren't compared and may change a checkpoint's behaviour: code, and vocabularies of
+#: other forms.
 _OTHER = re.compile(
     r"(?!llava_remap\.json|trainer_state).+(?<!\.index)\.(py|model|tiktoken|txt|json)"
 )
@@ -52,7 +52,7 @@ _FIX = "Replace it by the original one."
 
 
 def compare_files(a: Checkpoint, b: Checkpoint) -> Iterator[File]:
-    """The configs and processor files that differ, or are spelt otherwise.
+    """The configs and processor files that differ, or differ only in spelling.
 
     Raises:
         RemapError: LR100, LR102 or LR113 for a file that can't be read.
@@ -73,8 +73,8 @@ def compare_files(a: Checkpoint, b: Checkpoint) -> Iterator[File]:
 
 
 def files_not_compared(a: Path, b: Path) -> list[str]:
-    """The files with code, words or settings that differ, or that one folder alone has, and that
-    nothing here compares.
+    """Files with code, words or settings that differ or that only one folder has, and whose content
+    isn't compared here.
 
     Raises:
         RemapError: LR100 or LR102 for a file that can't be read.
@@ -96,8 +96,8 @@ def _others(folder: Path) -> dict[str, FileDigest]:
 
 
 def _moved(name: str, a: _Contents, b: _Contents) -> Row | None:
-    """If one side alone has a file and the other side has it inside `processor_config.json`, put
-    the inner one into its place.
+    """If only one side has a file, and the other side has its content in `processor_config.json`,
+    treat this content as the other side's file.
     """
     key = _NESTED.get(name, "")
     inner = [(side[_PROCESSOR] or {}).get(key) for side in (a, b)]
@@ -117,7 +117,7 @@ def _moved(name: str, a: _Contents, b: _Contents) -> Row | None:
 def compare_objects(
     name: str, a: Mapping[str, Any] | None, b: Mapping[str, Any] | None
 ) -> File | None:
-    """Two JSON objects of a file of this name; None for no difference, or where there is none."""
+    """Compare two JSON objects from files of this name; None for no difference or no file."""
     for content in (a, b):
         refuse_depth(name, content)
     if a is None or b is None:
@@ -143,8 +143,8 @@ def read_json(checkpoint: Checkpoint, name: str) -> dict[str, Any] | None:
 
 
 def refuse_depth(name: str, content: Any) -> None:
-    """LR113 for JSON that is nested deeper than any config; Python would compare and print it by
-    calls as deep.
+    """LR113 for JSON that is nested deeper than any config: Python compares and prints JSON
+    recursively.
     """
     level: list[Any] = [] if content is None else [content]
     for _ in range(_DEEPEST):
@@ -156,10 +156,10 @@ def refuse_depth(name: str, content: Any) -> None:
 
 
 def rows(a: Any, b: Any) -> tuple[Row, ...]:
-    """The values that differ between two JSON values. Objects are compared key by key, lists of one
+    """The differences between two JSON values. Objects are compared key by key, lists of equal
     length item by item.
 
-    `1` and `1.0` are one value, `1` and `true` are two.
+    `1` and `1.0` are equal, `1` and `true` differ.
     """
     return tuple(row for _, row in _rows(a, b, ()))
 
@@ -196,11 +196,11 @@ _Reader = Callable[[Mapping[str, Any]], dict[str, Any]]
 
 
 def _reader(name: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[_Reader, str] | None:
-    """The class of transformers that reads both configs, with its name; None if no class is known
-    to be meant, or transformers can't be imported.
+    """The transformers class that reads both configs, with its name; None if the configs don't
+    belong to a class, or transformers can't be imported.
 
-    A config of research code says a `model_type` that transformers doesn't have, or one that it
-    has with a class that it hasn't.
+    In a config of research code, transformers doesn't know the `model_type`, or doesn't know the
+    class in `architectures`.
     """
     if name not in (_CONFIG, _GENERATION):
         return None
@@ -243,13 +243,13 @@ def _as_read(
     read: _Reader,
     read_by: str,
 ) -> File:
-    """Divide the values that differ into those that the class reads as different and those that it
-    reads as the same.
+    """Divide differing values into those that the class reads as different and those that it reads
+    as the same.
 
-    A value that differs after reading, too, is different, and so are two values of one key: another
-    version of transformers may read just that key. The other ones are spelt otherwise only if the
-    class reads the two configs as the same once the different ones are exchanged. If it doesn't,
-    what it reads differently is told in its own spelling.
+    A value that still differs after reading is different. So are two values of one key, because
+    another version of transformers may read that key. The other values differ only in spelling if
+    the class reads both configs as the same once A has B's different values. Otherwise, the
+    remaining differences are listed in the class's spelling.
     """
     try:
         paths = {path for path, _ in _rows(read(a), read(b), ())}

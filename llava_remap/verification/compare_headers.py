@@ -20,9 +20,9 @@ class Headers:
     Attributes:
         layout: the layouts, if they differ. Common names are then classic names.
         a, b: the tensors by common name.
-        shapes, dtypes, ties: what differs.
-        perhaps_tied: for a name that one side alone has, the side, and the name of the common
-            tensor that it may be tied to in the other. Values decide it.
+        shapes, dtypes, ties: the differences.
+        perhaps_tied: for a name that only one side has: the side, and the common tensor to which
+            the other side may tie the name. Values decide whether it does.
     """
 
     layout: Layouts | None
@@ -43,10 +43,10 @@ class Headers:
         return self.a if which == "a" else self.b
 
     def only_in(self, which: Which, tied: set[str]) -> tuple[OnlyIn, ...]:
-        """The tensors that one side alone has.
+        """The tensors that only one side has.
 
         Args:
-            tied: names that don't count, because they are tied to common ones.
+            tied: names that don't count, because they are tied to common names.
         """
         own, other = (self.a, self.b) if which == "a" else (self.b, self.a)
         return tuple(
@@ -86,8 +86,8 @@ def _common_names(
     """The two layouts, if the names have more in common as classic names than as they are; and for
     either side its names with the common ones.
 
-    A layout counts only if it takes a quarter of the names; an original shares `lm_head.weight`
-    with some of them.
+    A layout counts only if it takes a quarter of the names, because a research checkpoint shares
+    `lm_head.weight` with some layouts.
     """
     as_they_are = None, {name: name for name in a}, {name: name for name in b}
     if a.keys() == b.keys() or not a or not b:
@@ -113,7 +113,7 @@ def _ties(
     others: list[frozenset[str]],
     other: Catalog,
 ) -> Iterator[Tie]:
-    """Names that are one tensor in one side, and not in the other."""
+    """Names that share a tensor on one side but not on the other."""
     for group in own:
         there = group & other.keys()
         if not there or any(group <= another for another in others):
@@ -126,8 +126,8 @@ def _ties(
 def _perhaps_tied(
     which: Which, own: Catalog, other: Catalog, tied: Collection[str]
 ) -> dict[str, tuple[Which, str]]:
-    """The head of one side, if the other side has only the table of token embeddings that it may
-    be tied to; with that side and the table.
+    """The head that only one side has, with this side and with the common table of token embeddings
+    to which the other side may tie the head.
     """
     tables = [name for name in own if name.endswith(_TABLE) and name in other]
     return {

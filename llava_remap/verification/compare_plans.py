@@ -23,7 +23,7 @@ from llava_remap.verification.record import FORMAT as RECORD_FORMAT
 from llava_remap.verification.record import FORMAT_VERSION as RECORD_VERSION
 
 _FIX = "Make the plan again with this version of llava-remap."
-#: The values that name an entry of each list of a plan.
+#: For each list of a plan, the keys whose values identify an entry.
 _NAMED: Mapping[str, tuple[str, ...]] = {
     "mapped": ("target",),
     "aliases": ("target",),
@@ -38,9 +38,9 @@ _NAMED: Mapping[str, tuple[str, ...]] = {
     "notes": ("code", "message"),
     "shards": ("file",),
 }
-#: Values of an entry that aren't compared: whether a value check has been run.
+#: Keys of an entry that aren't compared: whether a value check was run.
 _PASSING = ("checked",)
-#: The values of an entry that are names of the target, or lists of them.
+#: Keys of an entry whose values are names of the target, or lists of them.
 _TARGETS = ("target", "of", "reads", "tensors")
 
 
@@ -73,12 +73,12 @@ class _Plan(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class PlanFile:
-    """A plan as it stands in a file.
+    """A plan from a file.
 
     Attributes:
-        form: whether the file is a plan's or a record.
+        form: whether the file is a plan or a record.
         lists: the lists of the plan, by their keys.
-        values: its other values.
+        values: the other values of the plan.
     """
 
     path: Path
@@ -97,7 +97,7 @@ class PlanFile:
 
 
 def read_plan(path: Path) -> PlanFile | None:
-    """The plan in a JSON file of a plan or a record; None for any other file, or none at all.
+    """The plan in the JSON file of a plan or a record; None for any other or a missing file.
 
     Raises:
         RemapError: LR113 for another version, and for a file that contradicts its format.
@@ -113,7 +113,7 @@ def read_plan(path: Path) -> PlanFile | None:
         raise refuse(
             "LR113",
             f"{path} is of the format {found!r}, version {version!r}; this version reads version "
-            f"{known[found]}. A command that was refused before it had a plan prints none.",
+            f"{known[found]}. If a command was refused before it had a plan, its file has none.",
             _FIX,
         )
     refuse_depth(path.name, content)
@@ -221,14 +221,14 @@ def compare_plans(a: PlanFile, b: PlanFile) -> Difference:
 
 
 def _rows(key: str, a: Any, b: Any, layouts_differ: bool) -> tuple[Row, ...]:
-    """The values that differ, without those of a difference of layout."""
+    """The values that differ, except those that differ by the layout."""
     if layouts_differ and key == "target":
         a, b = ({k: v for k, v in side.items() if k != "layout"} for side in (a, b))
     return rows({key: a}, {key: b})
 
 
 def _classic(plan: PlanFile) -> dict[str, list[dict[str, Any]]]:
-    """The lists of a plan with classic names; as they are for a layout that isn't known."""
+    """The lists of a plan with classic names; unchanged for an unknown layout."""
     if plan.layout not in shipped_layouts():
         return {part: [dict(entry) for entry in entries] for part, entries in plan.lists.items()}
     program = layout_program(plan.layout)
@@ -248,7 +248,7 @@ def _classic(plan: PlanFile) -> dict[str, list[dict[str, Any]]]:
 
 
 def _named(part: str, entries: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """The entries of a list by name; those of one name are numbered."""
+    """The entries of a list by name; entries with the same name are numbered."""
     named: dict[str, Mapping[str, Any]] = {}
     seen: Counter[str] = Counter()
     for entry in entries:

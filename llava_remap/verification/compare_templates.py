@@ -1,4 +1,4 @@
-"""Two chat templates: whether their texts differ, and whether what they write does."""
+"""Compares two chat templates: their texts, and the prompts that they write."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from llava_remap.target_model import PlacedToken, read_vocabulary
 from llava_remap.verification.compare_files import read_json
 from llava_remap.verification.difference import Rendered, Template
 
-#: The folder with further templates, one a file.
+#: The folder with further templates, one per file.
 _FURTHER = "additional_chat_templates"
-#: The files that may have the default one. Of several, the last one counts here.
+#: The files that may have the default template. If several have one, the last counts.
 _FILES = ("tokenizer_config.json", "chat_template.json", "chat_template.jinja")
-#: The parts of messages that conversations have beside text.
+#: The parts of messages other than text.
 _PARTS = (PlacedToken("<image>", "image", 0, False), PlacedToken("<video>", "video", 0, False))
 
 
@@ -31,7 +31,7 @@ def compare_templates(a: Checkpoint, b: Checkpoint) -> Iterator[Template]:
     if a.folder is None or b.folder is None:
         return
     (have_a, stored_a), (have_b, stored_b) = _templates(a, a.folder), _templates(b, b.folder)
-    for file in _FILES:  # a file without one stands for the same template as the other files
+    for file in _FILES:  # a file without a template stands for the side's default template
         pair = [
             stored.get(file, have.get("default"))
             for stored, have in ((stored_a, have_a), (stored_b, have_b))
@@ -48,9 +48,10 @@ def compare_templates(a: Checkpoint, b: Checkpoint) -> Iterator[Template]:
 
 
 def _templates(checkpoint: Checkpoint, folder: Path) -> tuple[dict[str, str], dict[str, str]]:
-    """The templates of a folder by name, a file of its own before the tokenizer's config; and the
-    default one by the file in which it is stored. Versions of transformers, tokenizer and processor
-    read different ones of these files.
+    """The templates of a folder by name, and the default template of each file.
+
+    A file of its own overrides the tokenizer's config. Versions of transformers, tokenizer and
+    processor read different files.
     """
     found: dict[str, str] = {}
     stored: dict[str, str] = {}
@@ -89,7 +90,7 @@ def _compare(name: str, a: tuple[str, Path], b: tuple[str, Path]) -> Template:
         try:
             prompts.append(bounded("llava_remap.folder.render", request))
         except BeyondBoundsError as error:
-            return Template(name, line=line, reason=f"the one of {side} {error}")
+            return Template(name, line=line, reason=f"the template of {side} {error}")
     texts = [[_text(made) for made in side] for side in prompts]
     differing = [
         Rendered(conversation, left, right)

@@ -1,4 +1,4 @@
-"""Two tokenizers: their words, added and special tokens, and the ids that they make of texts."""
+"""Compares two tokenizers: words, added and special tokens, and the ids of some texts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from llava_remap.target_model.text_kind import text_kind
 from llava_remap.verification.compare_files import compare_objects, read_json, rows
 from llava_remap.verification.difference import Encoded, File, Row, Tokenizers
 
-#: Texts with what tokenizers treat in different ways: spaces, line ends, digits, letters of other
+#: Texts with parts that tokenizers treat differently: spaces, line ends, digits, letters of other
 #: scripts, emoji, code, special tokens, and the placeholder of a picture.
 TEXTS = (
     "Hello, world!",
@@ -33,18 +33,18 @@ TEXTS = (
     "<|im_start|>user\n<image>Hello<|im_end|>\n<|im_start|>assistant\n",
     "[INST] <image>\nHello [/INST]",
 )
-#: Files that aren't JSON, or that hold the words alone.
+#: Files that aren't JSON, or that hold only words.
 _PLAIN = ("tokenizer.model", "vocab.json", "merges.txt")
 #: Files that give roles (`bos_token`, …) to words.
 _WITH_ROLES = ("tokenizer_config.json", "special_tokens_map.json")
 
 
 def compare_tokenizers(a: Checkpoint, b: Checkpoint) -> Tokenizers | None:
-    """How two tokenizers differ; None for no difference, or without any.
+    """The differences of two tokenizers; None without differences or tokenizers.
 
     Raises:
-        RemapError: LR100, LR102 or LR113 for a file that can't be read; LR510 without
-            sentencepiece where it is needed.
+        RemapError: LR100, LR102 or LR113 for a file that can't be read; LR510 if sentencepiece is
+            needed and isn't installed.
     """
     folder_a, folder_b = a.folder, b.folder
     if folder_a is None or folder_b is None or _same_files(folder_a, folder_b):
@@ -82,12 +82,12 @@ def _same_files(a: Path, b: Path) -> bool:
 
 
 _Files = list[dict[str, Any]]
-"""What each of several files says of tokens, by their text or role."""
+"""For each of several files, its facts about tokens, by their text or role."""
 
 
 def _rows(found: Iterable[Row], a: _Files, b: _Files) -> tuple[Row, ...]:
-    """Rows that differ, and those that two files of one name say differently. If several files name
-    a token, versions of transformers read different ones.
+    """The found rows, and the rows in which files of the same name differ. If several files name a
+    token, versions of transformers read different files.
     """
     every = {row.key: row for row in found}
     for here, there in zip(a, b, strict=True):
@@ -98,8 +98,8 @@ def _rows(found: Iterable[Row], a: _Files, b: _Files) -> tuple[Row, ...]:
 
 
 def _added(folder: Path) -> tuple[_Files, _Files]:
-    """The ids of the added tokens in each file, and their flags: first those that transformers
-    reads, then in each file.
+    """The ids of the added tokens in each file, and their flags: first the flags that transformers
+    reads, then those in each file.
     """
     whole = read_beside(folder, "tokenizer.json").get("added_tokens") or ()
     config = read_beside(folder, "tokenizer_config.json").get("added_tokens_decoder", {})
@@ -128,7 +128,7 @@ def _roles(checkpoint: Checkpoint) -> _Files:
 
 
 def _files(a: Checkpoint, b: Checkpoint) -> Iterator[File]:
-    """What else differs in the files: neither words nor tokens, nor a chat template."""
+    """Other differences in the files: neither words, tokens nor chat templates."""
     for name in BESIDE["tokenizer"]:
         found = None
         if name in _PLAIN:
@@ -136,7 +136,7 @@ def _files(a: Checkpoint, b: Checkpoint) -> Iterator[File]:
         elif name in _TRIMMED:
             whole = [read_json(one, name) for one in (a, b)]
             trimmed = [c if c is None else _TRIMMED[name](c) for c in whole]
-            # The tokenizers library numbers added tokens by their order, whatever id they state.
+            # The tokenizers library numbers added tokens by their order, whatever their `id`.
             orders = [_order(c or {}) for c in whole]
             for content, order in zip(trimmed, orders, strict=True):
                 if content is not None:
@@ -160,9 +160,7 @@ def _content(checkpoint: Checkpoint, name: str) -> Mapping[str, Any] | None:
 
 
 def _tokenizer(content: Mapping[str, Any]) -> dict[str, Any]:
-    """A `tokenizer.json` without words, but with their scores; its merges by their text, with their
-    rank.
-    """
+    """A `tokenizer.json` without words, but with their scores, and with the rank of each merge."""
     found = {key: value for key, value in content.items() if key != "added_tokens"}
     if isinstance(model := content.get("model"), Mapping):
         found["model"] = {key: value for key, value in model.items() if key != "vocab"}
@@ -193,7 +191,7 @@ _TRIMMED = {
 def _texts(
     a: tuple[Checkpoint, Vocabulary], b: tuple[Checkpoint, Vocabulary]
 ) -> tuple[list[Encoded], str]:
-    """The ids of all texts; and why there are none."""
+    """The ids of all texts, or the reason why there are none."""
     made: list[list[tuple[int, ...]]] = []
     for side, (checkpoint, vocabulary) in (("A", a), ("B", b)):
         try:
@@ -211,7 +209,7 @@ def _texts(
 
 
 def _opened(checkpoint: Checkpoint, vocabulary: Vocabulary) -> Callable[[str], list[int]]:
-    """What gives the ids of a text."""
+    """The function that gives the ids of a text."""
     import transformers  # noqa: F401  without it, some tokenizers open and others don't
 
     try:

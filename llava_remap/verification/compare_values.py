@@ -24,11 +24,11 @@ _EIGHT_BITS = ("F8_E4M3", "F8_E5M2")
 def compare_values(
     name: str, a: Tensor, b: Tensor, on_progress: Callable[[int], None] = lambda nbytes: None
 ) -> Values | None:
-    """How the values of two tensors of one shape differ; None for no difference.
+    """The differences between the values of two tensors of one shape; None for no difference.
 
-    Elements of one dtype are equal if their bits are. Elements of different dtypes are equal if
-    they are exactly the same number; zeros with their sign, and NaNs with the bits that a float64
-    keeps of them.
+    Elements of one dtype are equal if their bits are equal. Elements of different dtypes are equal
+    if they are exactly the same number: zeros also in their sign, NaNs in the bits that a float64
+    keeps.
 
     Raises:
         RemapError: LR100 or LR102 if a file can't be read.
@@ -68,8 +68,8 @@ class _Rounded:
     """Whether one side holds the other's numbers, rounded to its dtype.
 
     Attributes:
-        dtypes: of A and B.
-        sides: the sides for which that is still possible.
+        dtypes: the dtypes of A and B.
+        sides: the sides that may still be the other side, rounded.
     """
 
     dtypes: tuple[str, str]
@@ -77,7 +77,7 @@ class _Rounded:
 
     @classmethod
     def of(cls, a: str, b: str) -> _Rounded | None:
-        """For tensors of these dtypes; None if neither of them is the other one, rounded."""
+        """For tensors of these dtypes; None if rounding can't lead from one dtype to the other."""
         if a == b or not {a, b} <= set(FLOATS):
             return None
         able: dict[Which, bool] = {"a": not holds(a, b), "b": not holds(b, a)}
@@ -98,7 +98,7 @@ class _Rounded:
 
 @dataclass(slots=True)
 class _Found:
-    """What was found so far; `first` has the number of an element, counted in row-major order."""
+    """The differences found so far; `first` begins with the row-major number of an element."""
 
     differing: int = 0
     max_abs: Any = None
@@ -113,7 +113,7 @@ _Raw = tuple[bytes, str]
 
 
 def _chunk(found: _Found, at: int, a: _Raw, b: _Raw) -> _Found:
-    """Count the differences of a chunk, whose first element has the number `at`."""
+    """Count the differences of a chunk. Its first element has the number `at`."""
     import numpy as np
 
     bits = [np.frombuffer(raw, f"<u{DTYPE_BITS[dtype] // 8}") for raw, dtype in (a, b)]
@@ -138,7 +138,7 @@ def _chunk(found: _Found, at: int, a: _Raw, b: _Raw) -> _Found:
         distances = np.subtract(x, y)
     np.abs(distances, out=distances)
     furthest = float(distances.max())
-    if not np.isfinite(furthest):  # few tensors have numbers for which this is so
+    if not np.isfinite(furthest):  # rare: only with inf, NaN, or an overflow
         _count_slowly(found, x, y)
         return found
     found.max_abs = furthest if found.max_abs is None else max(found.max_abs, furthest)
@@ -160,7 +160,7 @@ def _count_slowly(found: _Found, x: NDArray[Any], y: NDArray[Any]) -> None:
 
 
 def _values(raw: bytes, dtype: str) -> NDArray[Any]:
-    """The numbers of elements, exactly: float64, complex128, or integers of their own dtype."""
+    """The exact numbers of elements, as float64, complex128, or integers of their own dtype."""
     import numpy as np
 
     if dtype in _EIGHT_BITS:
@@ -197,7 +197,7 @@ def _apart(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
 def _is_nan(values: NDArray[Any]) -> NDArray[Any]:
     import numpy as np
 
-    return np.asarray(values != values)  # true of NaN alone, for every dtype
+    return np.asarray(values != values)  # true only of NaN, for every dtype
 
 
 def _is_finite(values: NDArray[Any]) -> NDArray[Any]:
@@ -207,7 +207,7 @@ def _is_finite(values: NDArray[Any]) -> NDArray[Any]:
 
 
 def _furthest(a: NDArray[Any], b: NDArray[Any]) -> float | int:
-    """The largest distance of finite numbers."""
+    """The largest distance between finite numbers."""
     import numpy as np
 
     if a.dtype.kind in "fc" or b.dtype.kind in "fc":
@@ -221,7 +221,7 @@ def _furthest(a: NDArray[Any], b: NDArray[Any]) -> float | int:
 
 
 def _shown(value: Any) -> float | int | str:
-    """A number as JSON can have it."""
+    """A number in a form that JSON allows."""
     found = value.item()
     if isinstance(found, complex) or found != found or abs(found) == float("inf"):
         return str(found)

@@ -19,9 +19,9 @@ class Side:
     """One of the two things that are compared.
 
     Attributes:
-        location: what was named, or the hub's id and commit.
-        form: what it is and how it is stored, in words.
-        tensors, nbytes: number and bytes of its tensors; of a plan, those that it writes.
+        location: the path as given, or the hub's id and commit.
+        form: its kind and storage format, in words.
+        tensors, nbytes: number and bytes of its tensors; for a plan, of the tensors it writes.
     """
 
     location: str
@@ -46,7 +46,7 @@ class Layouts:
 
 @dataclass(frozen=True, slots=True)
 class OnlyIn:
-    """A tensor that one side has and the other hasn't."""
+    """A tensor that only one side has."""
 
     name: str
     dtype: str
@@ -91,7 +91,7 @@ class Element:
     """An element of a tensor.
 
     Attributes:
-        value: the number; a text for what JSON has no number for: `nan`, `inf`, `-inf`, complex
+        value: the number, or a text if JSON has no such number: `nan`, `inf`, `-inf`, complex
             numbers.
         bits: the bits as hexadecimal digits.
     """
@@ -114,16 +114,16 @@ class Values:
     """A tensor with other values.
 
     Attributes:
-        elements: number of its elements.
-        differing: number of those that differ: in their bits, or, if the dtypes differ, in their
+        elements: number of elements.
+        differing: number of differing elements: by their bits, or, if the dtypes differ, by their
             numbers.
-        max_abs: the largest distance of two differing elements that are both finite; None if there
-            are none.
-        not_finite: how many of the differing elements are inf or NaN on one side or both.
-        nan_bits: how many of them are NaN on both sides, with other bits.
-        zero_signs: how many of them are zero on both sides, with another sign.
-        rounded_in: the side whose elements are all those of the other one, rounded to nearest to
-            its dtype; None for any other difference.
+        max_abs: the largest distance between differing elements that are finite on both sides; None
+            if there are none.
+        not_finite: number of differing elements that are inf or NaN on at least one side.
+        nan_bits: number of differing elements that are NaN on both sides, with other bits.
+        zero_signs: number of differing elements that are zero on both sides, with another sign.
+        rounded_in: the side whose elements are the other side's, rounded to nearest; None if
+            neither side's are.
     """
 
     name: str
@@ -142,8 +142,8 @@ class Row:
     """A value that differs.
 
     Attributes:
-        key: the keys that lead to it, joined by dots; the position in a list as `[0]`.
-        only_in: the side that has the key, if only one has it. The other one's value is None then.
+        key: the keys that lead to the value, joined by dots; the position in a list as `[0]`.
+        only_in: the side that has the key, if only one side has it. The other side's value is None.
     """
 
     key: str
@@ -157,10 +157,10 @@ class File:
     """A small file that differs.
 
     Attributes:
-        only_in: the side that has it, if only one has it.
+        only_in: the side that has the file, if only one side has it.
         rows: values that differ.
-        spelling: values that are written otherwise, and that `read_by` reads as the same.
-        read_by: the class of transformers that read both; empty if none did.
+        spelling: values that differ in spelling, but are the same for the class `read_by`.
+        read_by: the class of transformers that read both configs, or empty.
     """
 
     name: str
@@ -188,14 +188,14 @@ class Tokenizers:
     """Two tokenizers that differ.
 
     Attributes:
-        only_in: the side that has one, if only one has one.
-        words: words with other ids, or of one side only; the ids are the values.
+        only_in: the side that has a tokenizer, if only one side has one.
+        words: words with different ids, or of one side only; the ids are the values.
         added: added tokens whose flags differ; the flags are the values.
-        special: roles (`bos_token`, …) of other words; the words are the values.
-        files: other values in the tokenizer's files.
-        texts: the texts with other ids.
-        texts_tried: how many texts were tried; 0 where not both tokenizers could be opened.
-        reason: why no text was tried; empty if some were.
+        special: roles (`bos_token`, …) with different words; the words are the values.
+        files: other values in the tokenizer's files that differ.
+        texts: the texts with different ids.
+        texts_tried: number of texts tried; 0 unless both tokenizers could be opened.
+        reason: why no text was tried; empty if texts were tried.
     """
 
     only_in: Which | None = None
@@ -215,7 +215,7 @@ class Tokenizers:
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A conversation, and what two chat templates make of it; `error: …` where one fails."""
+    """A conversation, and the prompts of two chat templates, or `error: …` if a template fails."""
 
     conversation: list[dict[str, Any]]
     a: str
@@ -227,13 +227,13 @@ class Template:
     """A chat template that differs.
 
     Attributes:
-        name: `default`, or the name of a further one.
-        only_in: the side that has it, if only one has it.
+        name: `default`, or the name of a further template.
+        only_in: the side that has the template, if only one side has it.
         line: the first line of the text that differs, from 1.
-        tried: how many conversations were rendered; 0 where that was not possible.
-        differing: how many of them become another prompt.
+        tried: number of conversations rendered; 0 if a template couldn't be rendered.
+        differing: number of conversations with different prompts.
         first: the first such conversation.
-        reason: why none was rendered; empty if some were.
+        reason: why no conversation was rendered; empty if some were.
     """
 
     name: str
@@ -252,8 +252,8 @@ class Entry:
     Attributes:
         part: the list of the plan that has it: `mapped`, `dropped`, …; `plan` for other values.
         name: the entry's name in that list: a target or source tensor, a problem, a file.
-        only_in: the side that has it, if only one has it.
-        rows: values that differ; all values of an entry that one side has.
+        only_in: the side that has the entry, if only one side has it.
+        rows: values that differ; for an entry that only one side has, all its values.
     """
 
     part: str
@@ -269,11 +269,11 @@ class Difference:
     Attributes:
         of: what was compared.
         tensors: how many tensors both sides have.
-        values_compared: how many of them were compared by value.
+        values_compared: how many of these tensors were compared by value.
         values_reason: why values weren't compared; empty if they were.
-        values: the tensors with other values.
-        files: configs and processor files; those of the tokenizer are in `tokenizer`.
-        entries: of plans, the entries that differ.
+        values: the tensors with different values.
+        files: configs and processor files; the tokenizer's files are in `tokenizer`.
+        entries: for plans, the entries that differ.
         notes: what was not compared, and why.
     """
 
@@ -298,9 +298,9 @@ class Difference:
 
     @property
     def differs(self) -> tuple[str, ...]:
-        """The kinds of differences that there are: `layout`, `names`, `shapes`, `dtypes`, `ties`,
-        `values`, `files`, `tokenizer`, `chat_template`, `plan`. What only is stored or spelt
-        otherwise isn't among them.
+        """The kinds of differences that were found: `layout`, `names`, `shapes`, `dtypes`, `ties`,
+        `values`, `files`, `tokenizer`, `chat_template`, `plan`. Differences only in storage or
+        spelling don't count.
         """
         kinds = {
             "names": self.only_in_a or self.only_in_b,
@@ -322,9 +322,7 @@ class Difference:
         return not self.differs
 
     def to_json(self) -> dict[str, Any]:
-        """The document `llava-remap/diff`, version 1: the fields of this class, and of those in
-        it.
-        """
+        """The document `llava-remap/diff`, version 1: the fields of this class and its values."""
         head = {"format": FORMAT, "format_version": FORMAT_VERSION}
         return {**head, "equal": self.equal, "differs": list(self.differs), **_json(self)}
 

@@ -1,7 +1,7 @@
-"""Is a folder still what `apply` made? Its files are compared with its record, loaded strictly by
-the installed transformers, and compared with the sources.
+"""Checks that a folder is unchanged since `apply` wrote it: compares its files with its record,
+loads them strictly with the installed transformers, and compares them with the sources.
 
-For the comparison each tensor is made again by the plan, in memory, block by block.
+For the last comparison, each tensor is made again by the plan, in memory, block by block.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from llava_remap.routing import SourceName
 from llava_remap.verification.record import RECORD, Record
 from llava_remap.verification.strict import strict_load
 
-#: Files that a loader would take for a part of the model, its config, tokenizer or processor. Other
-#: files may be added.
+#: Files that a loader would read as part of the model, its config, tokenizer or processor. Adding
+#: any other file is allowed.
 _LOADED = (".safetensors", ".bin", ".pt", ".json", ".jinja", ".model", ".py", ".partial")
 _LOADED_NAMES = ("merges.txt", "vocab.txt", "additional_chat_templates")
-_FIX = "Convert the checkpoint again, or copy the folder again from where it was whole."
+_FIX = "Convert the checkpoint again, or replace the folder by an undamaged copy."
 _OTHER_SOURCE = (
-    "It isn't the checkpoint that this was made from, or one of the two has been changed since."
+    "The folder was made from another checkpoint, or the folder or the checkpoint was changed."
 )
 
 
@@ -45,9 +45,9 @@ class Verification:
 
     Attributes:
         files, nbytes: number and bytes of the files that were digested.
-        strict: whether a strict load succeeded; None where files are gone, so that it wasn't tried.
-        tensors: number of tensors compared with the sources; None where no source was given.
-        as_written: whether every file and every header is as the record says.
+        strict: whether a strict load succeeded; None if it wasn't tried because files are gone.
+        tensors: number of tensors compared with the sources; None if no source was given.
+        as_written: whether every file and every header agrees with the record.
         differing: number of tensors that differ from the sources.
     """
 
@@ -91,7 +91,7 @@ def verify_folder(
         on_phase: called with the name of each phase when it begins.
 
     Raises:
-        RemapError: LR100 or LR102 where a file can't be read at all; errors of resources and
+        RemapError: LR100 or LR102 if a file can't be read at all; errors of resources and
             libraries.
     """
     problems = file_problems(folder, record, on_progress)
@@ -138,7 +138,7 @@ def verify_folder(
 
 
 def header_problems(written: Catalog, record: Record) -> list[Problem]:
-    """LR603 where names, dtypes or shapes of the tensors aren't as the record says."""
+    """LR603 if names, dtypes or shapes of the tensors differ from the record."""
     said = {entry.target: (entry.dtype, entry.shape) for entry in record.mapped}
     have = {name: (tensor.dtype, tensor.shape) for name, tensor in written.items()}
     rows = [
@@ -160,11 +160,11 @@ def _describe(tensor: tuple[str, tuple[int, ...]] | None) -> str:
 def file_problems(
     folder: Path, record: Record, on_progress: Callable[[int], None] = lambda nbytes: None
 ) -> list[Problem]:
-    """LR603 for files that are gone or have changed, and for files that a loader would read and the
+    """LR603 for files that are gone or changed, and for files that a loader would read but the
     record doesn't have.
 
     Raises:
-        RemapError: LR100 where a file can't be read at all.
+        RemapError: LR100 if a file can't be read at all.
     """
     with readable(folder):
         every = {path.name for path in folder.iterdir()}
@@ -197,10 +197,10 @@ def file_problems(
 
 
 def _gone(path: Path) -> str | None:
-    """Why a file isn't there any more, or isn't a file; None where it is there.
+    """Why a file is gone, or isn't a file; None if it is there.
 
     Raises:
-        OSError: where reading it isn't allowed, or the disk fails.
+        OSError: if reading isn't allowed, or the disk fails.
     """
     try:
         return None if is_regular_file(path) else "is gone"
@@ -216,8 +216,8 @@ def compare(
     aliases: Sequence[Alias] = (),
     on_progress: Callable[[int], None] = lambda nbytes: None,
 ) -> tuple[int, list[Problem]]:
-    """Compare every tensor of an output with its sources. The source tensor of an alias, which
-    isn't written, is compared with that of the tensor it is tied to.
+    """Compare every tensor of an output with its sources. An alias isn't written, so its source
+    tensor is compared with the source tensor of the parameter that it is tied to.
 
     Args:
         written: the output's tensors.
@@ -244,23 +244,23 @@ def compare(
 
 
 def tabled(code: str, cause: str, fix: str, rows: Sequence[tuple[str, str]]) -> list[Problem]:
-    """The problem of a table of names, each with its own fact; none for an empty table."""
+    """A problem with a table of names and a fact for each; no problem for an empty table."""
     return [Problem(code, cause, fix, tuple(name for name, _ in rows), tuple(rows))] if rows else []
 
 
 def _tie(written: Catalog, alias: Alias, recipe: Recipe) -> str:
-    """How an alias, which isn't written, differs in its source from the tensor it is tied to."""
+    """How the source tensor of an alias differs from that of the parameter that it is tied to."""
     other = recipe.mapped.get(alias.of)
     if alias.target in written or other is None:
         return "is tied to another parameter by the record, and is not in the folder"
     if len(other.parts) != 1 or not other.parts[0].is_whole:
-        return f"is tied to `{alias.of}`, which is put together from several tensors"
+        return f"is tied to `{alias.of}`, which consists of several tensors"
     if difference := _other_header(
         alias.source, (alias.dtype, alias.shape), recipe
     ) or _other_source(other, recipe):
         return difference
     own, its = (find(recipe.checkpoints, name) for name in (alias.source, *other.origins))
-    return "" if equal(own, its) else f"is tied to `{alias.of}`, and has other values in its source"
+    return "" if equal(own, its) else f"is tied to `{alias.of}`, but its source has other values"
 
 
 def _difference(
@@ -311,7 +311,7 @@ def _other_header(origin: SourceName, was: tuple[str, tuple[int, ...]], recipe: 
 
 
 def _values(tensor: Tensor, wanted: Iterator[bytes], on_progress: Callable[[int], None]) -> str:
-    """The share of the values that differ, and the largest difference. Every block has whole
+    """The number of differing values and the largest difference, in words. Every block holds whole
     elements on both sides.
     """
     where = tensor.location
@@ -325,9 +325,7 @@ def _values(tensor: Tensor, wanted: Iterator[bytes], on_progress: Callable[[int]
             count, distance = _distance(have, block, tensor.dtype)
             differing, furthest = differing + count, max(furthest, distance)
     if offset != where.offset + tensor.nbytes:
-        return (
-            f"has {tensor.nbytes:,} bytes, and {offset - where.offset:,} are made from the sources"
-        )
+        return f"has {tensor.nbytes:,} bytes, but the sources give {offset - where.offset:,}"
     if not differing:
         return ""
     return (
@@ -337,8 +335,8 @@ def _values(tensor: Tensor, wanted: Iterator[bytes], on_progress: Callable[[int]
 
 
 def _distance(have: bytes, wanted: bytes, dtype: str) -> tuple[int, float]:
-    """The number of elements with other bits, and the largest difference between them (infinite
-    beside NaN or infinity).
+    """The number of elements with different bits, and the largest difference (infinite if NaN or
+    infinity is among them).
     """
     import numpy as np
 

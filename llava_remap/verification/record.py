@@ -1,11 +1,11 @@
-"""The record: how a folder was made, in the folder itself, so that the folder can be checked and
+"""The record: a file in the folder that says how the folder was made, so that it can be checked and
 reversed later.
 
 `llava_remap.json` holds the applied plan, the rule file's text, the sources' configs, size and
-digest of every file that was written and of the small files that were read, and the versions of the
-software. Of the sources' weight files it holds the size: their bytes are in the output. The record
-is written last, and holds no time and nothing random: two runs give the same bytes. A digest of its
-own content tells whether it was changed by accident. A change on purpose can include the digest.
+digest of every written file and of every small file that was read, and the versions of the
+software. For the sources' weight files it holds only sizes, as their bytes are in the output. The
+record is written last, and holds no time and nothing random: two runs give the same bytes. A digest
+of its own content shows accidental changes. A change on purpose can include the digest.
 """
 
 from __future__ import annotations
@@ -44,19 +44,18 @@ FORMAT_VERSION = 3
 
 #: The libraries that the output depends on.
 _LIBRARIES = ("transformers", "tokenizers", "torch", "numpy", "safetensors")
-_FIX = "Convert the checkpoint again; a record can't be mended by hand."
+_FIX = "Convert the checkpoint again; a record can't be corrected by hand."
 
 
 @dataclass(frozen=True, slots=True)
 class RecordedSource:
-    """A source as it was.
+    """A source at the time of the conversion.
 
     Attributes:
         location: its folder, file or hub repository.
-        not_taken: how many of its tensors were not selected, or replaced by those of another
-            source.
-        files: size and digest of the small files read of it, by name.
-        texts: the files that the record keeps whole, by name: its configs.
+        not_taken: number of its tensors that were not selected, or replaced by another source's.
+        files: size and digest of the small files that were read, by name.
+        texts: the texts of its configs, by name.
     """
 
     location: str
@@ -96,12 +95,12 @@ class Record:
 
     @property
     def unused(self) -> list[str]:
-        """The other sources, which gave a config or a tokenizer alone, or nothing."""
+        """The other sources, which gave only a config or a tokenizer, or nothing."""
         return [name for name in self.sources if name not in self.locations]
 
     def nbytes_to_read(self, *, compared: bool) -> int:
-        """Bytes that `verify_folder` reads and reports: all files, and all tensors where they are
-        compared.
+        """Bytes that `verify_folder` reads and reports: all files, and, if tensors are compared,
+        all tensors.
         """
         tensors = sum(entry.nbytes for entry in self.mapped) if compared else 0
         return sum(file.nbytes for file in self.outputs.values()) + tensors
@@ -115,14 +114,14 @@ def record_json(
     outputs: Mapping[str, FileDigest],
     verified: str,
 ) -> dict[str, Any]:
-    """The record of a job that was carried out.
+    """The record of a finished job.
 
     Args:
-        sources: the files read of each source, by name relative to its folder; for a weight file
-            its size.
+        sources: the files that were read from each source, by name relative to its folder; for a
+            weight file, its size.
         texts: the texts of each source's configs, from `read_texts`.
-        outputs: every file written but the record.
-        verified: the check that was made after writing: `meta`, `full` or `none`.
+        outputs: every written file except the record.
+        verified: the check after writing: `meta`, `full` or `none`.
     """
     content = {
         "format": FORMAT,
@@ -155,19 +154,18 @@ def record_json(
 
 
 def own_digest(content: Mapping[str, Any]) -> dict[str, str]:
-    """The digest of a record's content without the digest's own entry. It doesn't depend on spaces
-    and the order of keys.
+    """The digest of a record's content without the entry of the digest itself. It doesn't depend on
+    spaces or on the order of keys.
     """
     rest = {key: value for key, value in content.items() if key != "digest"}
     return {"xxh3_128": xxhash.xxh3_128_hexdigest(json.dumps(rest, sort_keys=True).encode())}
 
 
 def read_texts(files: Mapping[str, Path]) -> dict[str, str]:
-    """The texts of a source's configs, to be kept in the record. Bytes that aren't UTF-8 become
-    surrogates.
+    """The texts of a source's configs, for the record. Bytes that aren't UTF-8 become surrogates.
 
     Args:
-        files: the files read of the source, by name.
+        files: the files that were read from the source, by name.
     """
     return {
         name: read_file(files[name]).decode("utf-8", "surrogateescape")
@@ -177,8 +175,8 @@ def read_texts(files: Mapping[str, Path]) -> dict[str, str]:
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether a folder holds a whole job: its record is there, which is written last. A path that
-    the system refuses holds none.
+    """Whether a folder holds a finished job: it has the record, which is written last. A path that
+    the system refuses holds no finished job.
     """
     with contextlib.suppress(OSError):
         return (folder / RECORD).is_file() and not (folder / CLAIM).exists()
@@ -189,8 +187,8 @@ def read_record(folder: Path) -> Record:
     """The record in a folder.
 
     Raises:
-        RemapError: LR113 for a file that isn't a record, LR505 where a job broke off or still runs,
-            LR505 or LR606 without a record, LR100 or LR102 where nothing can be read.
+        RemapError: LR113 for a file that isn't a record, LR505 if a job broke off or still runs,
+            LR505 or LR606 without a record, LR100 or LR102 if nothing can be read.
     """
     path = folder / RECORD
     with readable(path):
@@ -215,7 +213,7 @@ def read_record(folder: Path) -> Record:
     if content.get("digest") != own_digest(content):
         raise refuse(
             "LR113",
-            f"{path}: the record was changed since it was written, by its own digest.",
+            f"{path}: by its own digest, the record was changed after it was written.",
             _FIX,
         )
     try:
@@ -268,7 +266,7 @@ def read_record(folder: Path) -> Record:
 def _agree(
     mapped: Sequence[Mapped], aliases: Sequence[Alias], post_load: Sequence[PostLoadChange]
 ) -> bool:
-    """Whether the lists of a plan agree. Each change is in `mapped` and in `post_load`."""
+    """Whether the lists of a plan agree: each change has to be in `mapped` and in `post_load`."""
     by_target = {entry.target: entry for entry in mapped}
     changed = {
         entry.target: (entry.dtype, entry.shape, entry.post_load)
@@ -304,8 +302,8 @@ def _used_sources(mapped: Sequence[Mapped], aliases: Sequence[Alias]) -> set[str
 
 
 def _no_record(folder: Path) -> Exception:
-    """LR505 where a job that can't be resumed was killed, LR606 for a folder that wasn't made by
-    llava-remap.
+    """LR505 if a job that can't be resumed was killed, LR606 for a folder that llava-remap didn't
+    make.
     """
     if not folder.is_dir():
         return refuse(
@@ -340,7 +338,7 @@ def _files(files: Mapping[str, FileDigest | int]) -> dict[str, Any]:
 
 
 class _Part(BaseModel):
-    """A part of a record. The models are built when a record is read, which most jobs never do."""
+    """A part of a record. The models are built only if a record is read, as most jobs read none."""
 
     model_config = ConfigDict(defer_build=True)
 
@@ -349,7 +347,7 @@ _Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 
 
 class _Sized(_Part):
-    """A file. A weight file of a source has the size alone."""
+    """A file. A source's weight file has only a size."""
 
     nbytes: int = Field(ge=0)
     xxh3_128: _Hex | None = None

@@ -1,5 +1,5 @@
-"""Would the installed transformers load these files completely? Its real loader is asked, on the
-meta device.
+"""Checks that the installed transformers would load these files completely, with its real loader on
+the meta device.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ class _Info:
 
 
 def strict_load(files: list[Path], class_name: str, config: Mapping[str, Any]) -> list[Problem]:
-    """LR601 where the loader reports parameters missing, names unexpected or shapes mismatched.
-    Only headers are read.
+    """LR601 if the loader reports missing parameters, unexpected names or mismatched shapes. Only
+    headers are read.
 
-    The loader sees only names, dtypes and shapes, so its answer comes from the cache if the same
-    ones were asked before. The loader doesn't notice two sources for one name, or leftover
-    `inv_freq` or `position_ids`: the plan does.
+    The loader sees only names, dtypes and shapes, so its answer comes from the cache if it was
+    asked about the same ones before. The loader doesn't notice two sources for one name, or
+    leftover `inv_freq` or `position_ids`; the plan does.
     """
     tensors = {
         name: (tensor.dtype, tensor.shape)
@@ -54,7 +54,7 @@ def strict_load(files: list[Path], class_name: str, config: Mapping[str, Any]) -
 
 
 def is_known(tensors: Headers, class_name: str, config: Mapping[str, Any]) -> bool:
-    """Whether the loader was asked about files with these tensors before, so that neither torch
+    """Whether the cache has the loader's answer for files with these tensors, so that neither torch
     nor transformers is needed.
     """
     return is_kept(_QUESTION, _facts(tensors, class_name, config))

@@ -1,5 +1,5 @@
-"""`rules new` through the command line: the file, the dry run behind it, the questions, and
-wrong input.
+"""`rules new` through the command line: the file, the dry run with it, the questions, and wrong
+input.
 """
 
 from __future__ import annotations
@@ -275,7 +275,7 @@ def test_a_converted_checkpoint_is_a_target(run: Run) -> None:
     assert list(constant) == [-1]
     assert "id2label" not in Path("mine.yaml").read_text()
     assert run("apply", "mine.yaml", *given, "--dry-run").code == 0
-    # The config alone says as much: the class it names is built from it.
+    # The config alone is enough: the class that it names is built from it.
     assert (
         run(
             "rules",
@@ -370,7 +370,7 @@ def test_a_class_needs_a_config(run: Run) -> None:
 def test_manifest_to_manifest_needs_no_torch() -> None:
     wanted = target(
         "llava-v1.5-7b", {}
-    )  # with a class, transformers is asked whether it has what the draft says
+    )  # with a class, transformers is asked about the draft's values
     code = (
         "import sys\nfrom llava_remap.authoring.draft import draft_rules\n"
         "from pathlib import Path\n"
@@ -527,7 +527,7 @@ def test_the_values_of_a_whole_config_are_carried(values: dict[str, Any], run: R
     assert made["vision_feature_select_strategy"] == "full"
     for key, value in values.items():
         assert made["text_config"][key] == value
-    if "rope_parameters" in values:  # in the keys of 4.x, too
+    if "rope_parameters" in values:  # also under the keys of 4.x
         assert made["text_config"]["rope_theta"] == 777.0
 
 
@@ -620,7 +620,7 @@ def test_names_alone_are_enough_to_begin_with(form: str, run: Run) -> None:
     assert (asked.code, asked.out.count("  asked")) == (
         1,
         4,
-    )  # which of the projector's layers is which only shapes tell
+    )  # only shapes distinguish the projector's layers
     answers = [
         f"model.mm_projector.{n}.{p}=multi_modal_projector.linear_{n // 2 + 1}.{p}"
         for n in (0, 2)

@@ -77,7 +77,7 @@ def test_list_as_json(run: Run) -> None:
 
 def test_a_rule_without_a_test_is_told(run: Run) -> None:
     ran = run("rules", "test", mine(NORM))
-    assert ran.code == 0  # that is for `rules lint`
+    assert ran.code == 0  # `rules lint` reports it as an error
     assert told(ran) == [
         ("missing", "mine.yaml: names/norm: no test in the file reaches it; --update writes one")
     ]
@@ -148,7 +148,7 @@ def test_update_takes_real_names_of_a_source(run: Run) -> None:
     assert tests[0].old_names[0] in names
     assert (
         tests[1].old_names[0].startswith("model.vision_tower.vision_tower.vision_model.")
-    )  # as its prefix makes it
+    )  # with the prefix of its source
 
 
 def test_update_of_a_rule_with_when(run: Run) -> None:
@@ -231,7 +231,7 @@ def test_update_where_nothing_can_be_written(
     before = files()
     if how == "mode":
         rules.chmod(0o444)
-    elif how == "access":  # for whom it is another one's file
+    elif how == "access":  # as for a user who doesn't own the file
         monkeypatch.setattr(os, "access", lambda path, mode: False)
     else:
 
@@ -308,14 +308,14 @@ def test_a_snapshot_as_a_file(run: Run) -> None:
         "model": "llava-v1.5-7b.released.json",
         "vision_tower": "clip-vit-large-patch14-336.json",
     }
-    assert content["config"] == {  # what `detect` asks for
+    assert content["config"] == {  # the keys of `detect`
         "architectures": ["LlavaLlamaForCausalLM"],
         "image_aspect_ratio": "pad",
         "mm_patch_merge_type": None,
     }
     assert content["fits"] is True
     assert content["mapping"]["model"]["model.norm.weight"] == "elsewhere.weight"
-    assert len(content["mapping"]["vision_tower"]) == 391  # as its `select` takes them
+    assert len(content["mapping"]["vision_tower"]) == 391  # the names that `select` takes
     assert content["dropped"]["vision_tower"] == {
         "vision_model.embeddings.position_ids": "prepare/position-ids"
     }

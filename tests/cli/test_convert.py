@@ -168,7 +168,7 @@ def test_one_whose_report_fails_is_converted(
     given = ("convert", source, *TOWER, "--output-dir", "out", "--verify", "none", "--log", "log")
     ran = run(*given, *(("--format", "json") if lines else ()))
     assert ran.code == 4
-    assert "only its report isn't" in ran.err
+    assert "is finished, but has no report" in ran.err
     assert "a: converted, exit 4" in Path("log").read_text()
     assert "LR508" in Path("log").read_text()
     if lines:

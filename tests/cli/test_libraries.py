@@ -166,7 +166,7 @@ def test_a_library_that_fails_when_it_is_called(warm: str, tmp_path: Path) -> No
     assert (found.returncode, "Traceback" in found.stderr) == (70, False), found.stderr
     assert "Internal error: AttributeError: odd" in found.stderr
     assert f"It came from xxhash {version('xxhash')}, which llava-remap called." in found.stderr
-    assert "-m pip install --force-reinstall xxhash` mends it" in found.stderr
+    assert "-m pip install --force-reinstall xxhash` repairs it" in found.stderr
     assert not Path("out").exists()
 
 

@@ -119,10 +119,10 @@ def test_a_report_that_fails_at_the_end_hides_no_result(
     else:
         assert ("Done: ./out written" in ran.out) is done
     assert "Report:" not in ran.err
-    assert ("./out is finished; only its report isn't." in ran.err) is done
+    assert ("./out is finished, but has no report." in ran.err) is done
     if not done:
         assert "LR602" in ran.err
-        assert "Nothing of it is left." in ran.err
+        assert "No output remains." in ran.err
 
 
 @pytest.mark.parametrize("report", ["report.html", "reports/report.json"])

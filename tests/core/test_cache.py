@@ -208,7 +208,7 @@ def test_what_others_can_write_is_not_used(at: str, mode: int, folder: Path) -> 
     path.chmod(mode)
     assert cached("q", {}, ask, dict) == ask.answer
     assert ask.times == 2
-    if at != "entry":  # nothing is written there either
+    if at != "entry":  # nothing was written there
         assert len(list(folder.rglob("*.zip"))) == 1
         (entry,) = folder.rglob("*.zip")
         entry.unlink()
@@ -360,7 +360,7 @@ def test_a_warm_job_imports_only_what_it_computes_with(
     The norms are always looked at.
     """
     source = changed(tensors=tensors, config=lambda config: config.pop("vocab_size"))
-    if tensors is with_spare_rows:  # padded, for one token more than a multiple of 64
+    if tensors is with_spare_rows:  # the table is padded for one token beyond a multiple of 64
         (source / "added_tokens.json").write_text(json.dumps({"<own>": 320}))
     command = (
         "apply",
@@ -407,7 +407,7 @@ def without_memory(text: str) -> str:
 
 def test_cold_and_warm_say_the_same(run: Run, folder: Path) -> None:
     cold, warm = (run("apply", "llava-v1.5", *SOURCES, "--dry-run") for _ in range(2))
-    # The memory is that of this process, which has imported more by then.
+    # Memory is left out: by the second run, this process has imported more.
     assert (cold.code, without_memory(cold.out), cold.err) == (
         warm.code,
         without_memory(warm.out),

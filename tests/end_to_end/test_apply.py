@@ -1,5 +1,5 @@
-"""The whole job on genuine small checkpoints: bytes, files, and what the installed transformers
-makes of the folder.
+"""The whole job on genuine small checkpoints: bytes, files, and the folder in the installed
+transformers.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from llava_remap.jobs.run import Result
 from tests.conftest import CLIP, RELEASED, TINY, Changed, Ran, Run, Tensors
 
 LLAVA = TINY / "llava-v1.5"
-#: The same released model (27 tensors) in every form that it comes in.
+#: The same released model (27 tensors) in every form.
 FORMS = {form: RELEASED / form for form in ("bin", "sharded", "safetensors", "sharded_safetensors")}
 FORMS["legacy_pickle"] = LLAVA / "legacy_pickle"
 EXPANDED = ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight")
@@ -232,8 +232,8 @@ def test_it_computes_what_a_model_built_by_hand_computes(source: Path, tmp_path:
             tensor.float()
         )
     by_hand.load_state_dict(state, strict=True)
-    # The image token's row is replaced by the picture's features, but it has to exist; its values
-    # are of no effect.
+    # The image token's row has to exist, but its values have no effect: the picture's features
+    # replace them.
     by_hand.get_input_embeddings().weight.data = torch.cat(
         [state["model.language_model.embed_tokens.weight"], torch.zeros(1, 64)]
     )
@@ -382,7 +382,7 @@ def test_a_tied_head_that_is_stored_is_checked_and_not_written(
 def test_a_tied_head_that_differs_is_refused(
     interleave: Callable[..., Path], tmp_path: Path, run: Run
 ) -> None:
-    source = interleave(tie_word_embeddings=True)  # its lm_head is stored, and another one
+    source = interleave(tie_word_embeddings=True)  # its stored lm_head differs from embed_tokens
     sources = ("--source", source, "--source", f"vision_tower={TINY / 'siglip-tiny-patch14-28'}")
     ran: Ran = run("apply", "llava-interleave", *sources, "--output", "out")
     assert ran.code == 1

@@ -1,5 +1,5 @@
-"""What breaks a job off: a full disk, an error, a source that changes, Ctrl-C, another job. A
-clear message, and no damage.
+"""Interrupted jobs: a full disk, an error, a source that changes, Ctrl-C, another job. Each gives a
+clear message and does no damage.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def refuse_stray(folder: Path, ran: Ran) -> None:
     on is said.
     """
     if not folder.exists():
-        assert "Nothing of it is left." in ran.err
+        assert "No output remains." in ran.err
         return
     there = {path.name for path in folder.iterdir()}
     assert CLAIM in there
@@ -156,7 +156,7 @@ def test_no_folder_for_temporary_files(
         meanwhile.setenv("LLAVA_REMAP_CACHE", str(tmp_path / "cache"))
         meanwhile.setattr(
             tempfile, "tempdir", "/proc/self/fdinfo"
-        )  # where not even root can make a folder
+        )  # even root can't make a folder there
         ran = run(*COMMAND, "--output", "out")
     said = re.sub(r"\s+", " ", ran.out + ran.err)
     assert (ran.code, "LR508" in said, Path("out").exists()) == (4, True, False), said
@@ -282,7 +282,7 @@ def test_a_source_that_changes_while_it_is_read(
     assert ran.code == 3
     assert re.search(r"LR10[02]", ran.err)
     assert "pytorch_model-00001-of-00002.bin" in ran.err
-    assert "Nothing of it is left." in ran.err
+    assert "No output remains." in ran.err
     assert not Path("out").exists()
 
 
@@ -418,7 +418,7 @@ def test_ctrl_c_again_while_it_is_cleared_up(
     assert contents(Path("out")) == whole
 
 
-#: The code that answers for what a job leaves behind.
+#: The modules that are responsible for the files that a job leaves.
 CAREFUL = ("core/files.py", "execute/files.py", "execute/unfinished.py")
 
 

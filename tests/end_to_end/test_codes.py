@@ -1,7 +1,7 @@
-"""Every code happens here: for each one a small situation that forces it through the command line.
+"""Every code occurs here: a small situation forces each code through the command line.
 
-Whatever the code, it is shown with its title, its exit code and what to do; no traceback is, and no
-file is made or changed.
+Each code is shown with its title, its exit code and what to do, without a traceback, and no file is
+made or changed.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from llava_remap.rulefile import pattern
 from tests.compat.checkpoints import qwen_tokenizer
 from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Changed, Run, Tensors, lose_last_byte
 
-#: Codes of what is worth telling and stops nothing; LR309 is both, and the other kind is in
-#: `test_findings.py`; LR317 is both, too, and its note in `test_parts.py`.
+#: Codes of notes, which stop nothing. LR309 and LR317 can be notes or refusals: the refusal LR309
+#: is in `test_findings.py`, the note LR317 in `test_parts.py`.
 NOTES = {
     "LR205", "LR308", "LR309", "LR310", "LR312", "LR315", "LR316", "LR318", "LR319", "LR407",
     "LR408",
     "LR410", "LR411", "LR414", "LR415", "LR506", "LR608", "LR609", "LR610", "LR611",
 }  # fmt: skip
-#: Codes that others always come with: what a drop takes from the target, the target also misses.
+#: Codes that always come with others: a parameter whose tensor is dropped is also missing.
 TOGETHER = {"LR204": {"LR204", "LR213"}, "LR306": {"LR302", "LR306"}}
 
 LORA = TINY / "llava-v1.5-lora"
@@ -628,7 +628,7 @@ def lr601(scene: Scene) -> Arguments:
     from transformers import conversion_mapping
 
     scene.patch.setattr(conversion_mapping, "get_model_conversion_mapping", lambda model: [])
-    fresh = "llava_remap.verification.strict.cached_value"  # what it said before is kept
+    fresh = "llava_remap.verification.strict.cached_value"  # earlier answers are cached
     scene.patch.setattr(fresh, lambda question, facts, ask, kind: kind(**ask()))
     return applied()
 
@@ -795,7 +795,7 @@ def test_it_is_told_and_nothing_is_left(code: str, run: Run, scene: Scene) -> No
     assert f"{code} {CODES[code].title}" in printed
     assert code in NOTES or "  → " in printed
     assert "Traceback" not in printed + machine.out + machine.err
-    assert len(printed.splitlines()) < 80  # of which about 40 are the plan
+    assert len(printed.splitlines()) < 80  # the plan takes about 40
     problems, notes = said(machine.json)
     found = {problem["code"]: problem["message"] for problem in problems}
     if code in NOTES:

@@ -1,5 +1,5 @@
-"""Jobs with several sources: an adapter and its base, a projector and its language model, and
-what each takes the place of.
+"""Jobs with several sources: an adapter and its base, a projector and its language model, and the
+tensors that each part replaces.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def sum_of(w: torch.Tensor, pairs: Tensors, module: str, scale: float) -> torch.
     exact = (w.double() + scale * (b @ a)).numpy()
     return torch.from_numpy(
         exact.astype(w.numpy().dtype)
-    )  # torch itself would round to F16 by way of F32
+    )  # torch would round twice: to F32, then to F16
 
 
 # --- adapters
@@ -265,7 +265,7 @@ def test_onto_a_plain_language_model(run: Run, vicuna: Path) -> None:
     assert torch.equal(found[PROJECTOR], beside["base_model.model.model.mm_projector.0.weight"])
     assert config()["vision_feature_layer"] == -2
     notes = json.loads(Path("out/llava_remap.json").read_text())["plan"]["notes"]
-    # A tiny tower; pictures are padded, and vLLM leaves out <s>.
+    # The tower is tiny, pictures are padded, and vLLM leaves out <s>.
     assert [note["code"] for note in notes] == ["LR309", "LR315", "LR315"]
 
 
@@ -605,7 +605,7 @@ def test_rows_that_no_tokenizer_knows(run: Run) -> None:
         True,
         True,
     )
-    first = Path("first")  # a tokenizer with two tokens more, which it may have been trained with
+    first = Path("first")  # a tokenizer with two more tokens, perhaps the one of the training
     assert (
         run(
             "apply",

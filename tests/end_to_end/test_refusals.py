@@ -1,4 +1,4 @@
-"""Refused, not mangled: exit code, code, names, what to do, and nothing in the output folder."""
+"""Refusals have an exit code, a code, names and a fix, and leave nothing in the output folder."""
 
 from __future__ import annotations
 

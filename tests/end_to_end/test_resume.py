@@ -1,5 +1,5 @@
-"""`--resume`: what is finished is kept, what isn't is written again, and the folder ends as if
-nothing had happened.
+"""`--resume`: finished files are kept, all others are written again, and the folder ends as without
+the interruption.
 """
 
 from __future__ import annotations
@@ -85,8 +85,7 @@ def break_off(monkeypatch: pytest.MonkeyPatch, stage: str = "strict_load", **opt
             job(**{"verify": "meta" if stage == "strict_load" else "none", **options})
 
 
-#: And how many weight files are finished then: of several that are written one after the other,
-#: none is begun after one fails.
+#: And how many weight files are finished by then. After a failure, no further file is begun.
 STAGES = {
     "write_shards": 0,
     f"before {WEIGHTS[0]}": 0,
@@ -222,7 +221,7 @@ def option(**options: Any) -> Callable[..., dict[str, Any]]:
     return lambda source, monkeypatch: options
 
 
-#: What is done, and what has to be named.
+#: A change, and the message that names it.
 CHANGES: dict[str, tuple[Callable[..., dict[str, Any]], str]] = {
     "source touched": (touch, r"source `model`: config\.json$"),
     "source changed": (change, r"source `model`: pytorch_model-00001-of-00002\.bin$"),

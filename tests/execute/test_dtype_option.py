@@ -1,5 +1,5 @@
-"""`--dtype`: every weight in one dtype, rounded once; what doesn't fit is found before anything
-is written.
+"""`--dtype`: every weight in one dtype, rounded once; values that don't fit are found before
+anything is written.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def test_a_mean_beside_a_tie(changed: Changed) -> None:
 def broken(tensors: Tensors) -> None:
     in_float32(tensors)
     tensors[UP][1, 2:4] = torch.tensor([70000.0, -80000.5])
-    tensors[UP][0, 0] = 65519.9  # rounds to the largest of float16
+    tensors[UP][0, 0] = 65519.9  # rounds to the largest number of float16
     tensors["model.norm.weight"][3] = float("inf")
     tensors["model.layers.1.mlp.up_proj.weight"][0, :2] = torch.tensor([float("nan"), 1e38])
 
@@ -219,7 +219,7 @@ def test_a_dry_run_says_that_it_did_not_look(run: Run, changed: Changed) -> None
     assert ran.code == 0
     assert "range: not run (in a dry run, --check-values does)" in ran.out
     assert "F32 → F16: " in ran.out
-    assert "rounded to nearest, so revert can't give them back" in ran.out
+    assert "rounded to nearest, so revert can't restore them" in ran.out
     looked = run(*command, "--check-values")
     assert looked.code == 1
     assert "LR406" in looked.out

@@ -1,4 +1,4 @@
-"""Which chat template a folder gets, what it makes of a conversation, and what is refused."""
+"""The chat template that a folder gets, its prompts for conversations, and refusals."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ TURNS: list[dict[str, Any]] = [
     {"role": "assistant", "content": [{"type": "text", "text": "A cat."}]},
     {"role": "user", "content": [{"type": "text", "text": "Sure?"}]},
 ]
-#: The families whose recorded checkpoints bring tokenizers of every kind, with the rule file and
-#: the template that each gets.
+#: Families whose recorded checkpoints have tokenizers of every kind, with rule file and template.
 CHOSEN = {
     "llava-1.5": ("llava-v1.5", "vicuna", {"token": "</s>"}),
     "llava-v1": ("llava-v1", "vicuna", {"token": "</s>"}),
@@ -162,7 +161,7 @@ def test_markers_around_pictures_are_tokens_or_the_job_is_refused(
     config = tmp_path / "source" / "model" / "tokenizer_config.json"
     content = json.loads(config.read_text())
     rows = json.loads((tmp_path / "source" / "model" / "config.json").read_text())["vocab_size"]
-    if name == "next-qwen":  # it has rows to spare
+    if name == "next-qwen":  # it has spare rows
         first = max(map(int, content["added_tokens_decoder"])) + 1
         for number, token in enumerate(("<im_start>", "<im_end>")):
             content["added_tokens_decoder"][str(first + number)] = {

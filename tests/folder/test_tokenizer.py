@@ -1,9 +1,9 @@
-"""Sources with tokenizers of all kinds, converted by the command line: what every transformers
-opens encodes as the source does.
+"""Sources with tokenizers of all kinds, converted by the command line: in every version of
+transformers, the folder's tokenizer encodes as the source's does.
 
-Opened fast, with `use_fast=False`, and by the slow class's own name. The reference is the source's
-`tokenizer.json`, else `LlamaTokenizer` (see `test_llama_tokenizer.py`), else what transformers
-makes of the source's own files.
+It is opened as fast, with `use_fast=False`, and by the slow class's own name. The reference is the
+source's `tokenizer.json`, else `LlamaTokenizer` (see `test_llama_tokenizer.py`), else the tokenizer
+that transformers makes from the source's files.
 """
 
 from __future__ import annotations
@@ -365,7 +365,7 @@ def convert_qwen(work: Path) -> Converted:
     opened = AutoTokenizer.from_pretrained(tokenizer)
     change(
         tokenizer / "tokenizer_config.json", add_bos_token=True, bos_token="<|im_end|>"
-    )  # which its class doesn't read
+    )  # the tokenizer's class reads neither key
     said = apply_to(
         folder, work / "out" / "qwen", "--source", f"language_model={tokenizer}", tower=SIGLIP
     )
@@ -493,8 +493,8 @@ def test_a_text_without_special_tokens_comes_back(
         if not any(sign in text for sign in ("<s>", "</s>", "[SEG]", "<im", "<|", "▁"))
     ]
     decoded = dict(zip(one.texts, found["decoded"], strict=True))
-    # Behind BOS, some versions' decoders know no text's start any more, and leave the space that
-    # was put there.
+    # After BOS, the decoders of some versions don't recognise the start of a text, and keep the
+    # space that was added there.
     wrong = {
         text: decoded[text]
         for text in plain
@@ -597,7 +597,7 @@ def test_byte_level_words_and_merges_are_files_of_their_own(
     ]
 
 
-# --- what can't be written, and what is told
+# --- refusals and notes
 
 
 def told(folder: Path, run: Run, code: str, *, exit_code: int) -> str:

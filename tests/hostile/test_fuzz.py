@@ -1,5 +1,5 @@
-"""Whatever a file holds: a catalog whose tensors lie inside the file, or a refusal with a code.
-Nothing else, and not for ever.
+"""Any file gives a catalog whose tensors lie inside the file, or a refusal with a code, in bounded
+time.
 
 pytest tests/hostile/test_fuzz.py --hypothesis-profile=fuzz     # what `make fuzz` runs
 """
@@ -34,11 +34,11 @@ from llava_remap.target_model.vocabulary import read_vocabulary
 
 from ..conftest import TINY
 
-#: Calls of functions that no file of this size may take, on any machine; most take some thousands,
-#: the worst 100,000.
+#: The most calls of functions for a file of this size, on any machine. Most files take some
+#: thousands, the worst 100,000.
 CALLS = 2_000_000
-#: KiB that one file may add to this process at the worst moment. What a test keeps of its examples
-#: doesn't count.
+#: The most KiB that one file may add to this process at any moment. The test's own examples don't
+#: count.
 KIB = 100 * 1024
 SHARDED = TINY / "llava-v1.5" / "released" / "sharded_safetensors"
 SHIPPED = Path(__file__).parents[2] / "rules"
@@ -146,7 +146,7 @@ with zipfile.ZipFile(io.BytesIO(ZIP)) as _archive:
     PICKLE = _archive.read("archive/data.pkl")
 LORA = (TINY / "llava-v1.5-lora" / "adapter_model.bin").read_bytes()
 
-#: Numbers at which sizes and offsets break.
+#: Numbers at which arithmetic with sizes and offsets may fail.
 EDGES = [
     0,
     1,
@@ -440,7 +440,7 @@ def test_any_tokenizer_files(model: Any, special: Any, added: Any) -> None:
 
 
 RULES = [path.read_bytes() for path in sorted(SHIPPED.glob("*.yaml"))]
-#: What YAML, the rule language and regexes read otherwise than other text.
+#: Texts with a special meaning in YAML, the rule language and regexes.
 SIGNS = [
     b"{", b"}", b"[", b"]", b"- ", b": ", b"&a ", b"*a", b"!!python/object/apply:os.system ['x']",
     b"<<: ", b"|\n", b">\n", b"? ",

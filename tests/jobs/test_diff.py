@@ -1,4 +1,4 @@
-"""`llava-remap diff`: whatever is planted in a copy is found, and nothing else."""
+"""`llava-remap diff` finds every change that is made in a copy, and nothing else."""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ def test_spelling_of_a_config_is_no_difference(made: Path, copy: Path) -> None:
         LlavaConfig.from_pretrained(made).to_dict() == LlavaConfig.from_pretrained(copy).to_dict()
     )
     assert found.equal
-    # Another value in the new spelling is found, and is not taken for spelling.
+    # Another value in the new spelling counts as a difference, not as spelling.
     change_json(
         copy / "config.json",
         lambda c: c["text_config"]["rope_parameters"].update(rope_theta=77.0),
@@ -467,7 +467,7 @@ def test_what_transformers_saves_of_a_folder(made: Path, tmp_path: Path) -> None
     model.save_pretrained(tmp_path / "saved")
     found = diff(made, tmp_path / "saved")
     assert set(found.differs) <= {"dtypes", "values", "files", "tokenizer", "chat_template"}
-    # The folder keeps the tower's dtype; the loader gives all of it the dtype of the config.
+    # The folder keeps the tower's dtype; the loader casts every tensor to the config's dtype.
     saved = load_file(tmp_path / "saved" / "model.safetensors")
     rounded = {d.name for d in found.dtypes}
     assert rounded == {

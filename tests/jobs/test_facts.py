@@ -1,5 +1,5 @@
-"""What `inspect` says a checkpoint is, compared with transformers' own classes, with torch's own
-reader and with published numbers; and that the command that it gives runs as printed.
+"""The facts of `inspect`, compared with transformers' own classes, with torch's own reader and with
+published numbers; and a run of the command that it prints.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`inspect` and `apply` answer one question by one check, and what they advise can be done."""
+"""`inspect` and `apply` answer the same question by the same check, and their advice works."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def both(run: Run, source: Path, rules: str, *sources: str) -> tuple[str, str]:
     return inspected.out + inspected.err, applied.out + applied.err
 
 
-# What is converted already
+# Checkpoints that are converted already
 
 
 def test_a_tower_alone_lacks_the_rest_and_no_rows(classic: Path, run: Run) -> None:

@@ -1,5 +1,5 @@
-"""`revert --rules`: from every layout that transformers has on disk to the original names, by
-the rule file alone.
+"""`revert --rules`: from every layout that transformers saves to the original names, by the rule
+file alone.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def test_there_and_back(form: str) -> None:
     more = leads_back(original, Path("back"))
     if form == "full_state_dict":
         assert not more
-    else:  # the tower was another source: it is where a checkpoint with a tower has it
+    else:  # the tower was another source; it gets the names of a checkpoint with a tower
         tower = {
             f"model.vision_tower.vision_tower.{n}": t
             for n, t in tensors(CLIP).items()
@@ -129,7 +129,7 @@ def test_interleave(tie: str, changed: Changed, run: Run) -> None:
     apply("llava-interleave", [str(source), f"vision_tower={SIGLIP}"], "out")
     original = tensors(source)
     del original["model.image_newline"]
-    if tie == "stored":  # as a trainer that doesn't know of ties may have saved it
+    if tie == "stored":  # as saved by a trainer that ignores ties
         [shard] = Path("out").glob("*.safetensors")
         state = load_file(shard)
         save_file(
@@ -242,7 +242,8 @@ def test_what_is_told_when_it_is_done(out: Path, run: Run) -> None:
     assert ran.code == 0
     done = ran.out[ran.out.index("Done: ./out-original written") :]
     assert (
-        "the rule file takes them where they came from; every tensor as the source gives it" in done
+        "the rule file maps them to where they came from; every tensor equal to what the source "
+        "gives" in done
     )
     assert "LR411 weights alone: config.json, generation_config.json and the" in done
     assert "Copy them from the original, liuhaotian/llava-v1.5-7b for one." in done

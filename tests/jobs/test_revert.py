@@ -1,5 +1,5 @@
-"""The way back from the record: original names, bytes and configs; every refusal; nothing left
-of what is interrupted.
+"""The way back by the record: original names, bytes and configs; every refusal; an interrupted job
+leaves nothing.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def test_there_and_back_and_there_again(form: str) -> None:
     done = reverted()
     own = (
         form == "full_state_dict"
-    )  # which has a tower of its own: of the other one only the config is used
+    )  # it has its own tower, so only the config of the other tower is used
     [model, *towers] = done.parts
     back = Path("back") if own else Path("back/model")
     restored(source, back, {entry.name for entry in model.dropped})
@@ -124,7 +124,7 @@ def test_one_source_with_everything_in_it(tie: bool, changed: Changed) -> None:
     )
     apply("llava-interleave", [str(source), f"vision_tower={SIGLIP}"], "out")
     done = reverted()
-    [model] = done.parts  # of the tower that is given apart only the config was used
+    [model] = done.parts  # only the config of the separate tower was used
     assert {entry.name for entry in model.dropped} == {"model.image_newline"}
     restored(source, Path("back"), {"model.image_newline"})
 
@@ -238,7 +238,7 @@ def test_a_plug_in_that_does_not_keep_the_old_bytes(
     [problem] = ran.json["problems"]
     assert (problem["code"], problem["names"]) == ("LR607", ["model.mm_projector.2.bias"])
     assert problem["details"] == {
-        "model.mm_projector.2.bias": "changed by `mine`, which doesn't keep what was there"
+        "model.mm_projector.2.bias": "changed by `mine`, which doesn't keep the old values"
     }
     assert str(RELEASED / "bin") in problem["message"]
     assert not Path("back").exists()
@@ -420,7 +420,7 @@ def text_of(record: Any) -> None:
 
 def test_a_config_in_the_record_that_was_changed(out: Path) -> None:
     change_record(text_of)
-    assert "model/config.json is not the text with the digest in the record" in refusal("LR603")
+    assert "model/config.json doesn't match its digest in the record" in refusal("LR603")
 
 
 def test_a_file_that_no_record_keeps(out: Path) -> None:

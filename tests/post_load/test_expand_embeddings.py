@@ -276,7 +276,7 @@ def test_the_two_matrices_get_rows_of_their_own() -> None:
     rule = ExpandEmbeddings(scale=1.0)
     embed, head = drawn(rule, matrix, 5000), drawn(rule, matrix, 5000, HEAD)
     assert not (embed == head).any()
-    for column in range(4):  # uncorrelated: five standard errors
+    for column in range(4):  # uncorrelated, within five standard errors
         assert abs(np.corrcoef(embed[:, column], head[:, column])[0, 1]) < 5 / math.sqrt(5000)
 
 
@@ -382,7 +382,7 @@ def test_two_threads_leave_the_library_its_own() -> None:
 
     def read(target: str, start: int, stop: int, as_stored: bool = False) -> Floats:
         seen.append((target, set(limits())))
-        time.sleep(0.05)  # long enough for the other thread to come in, if it could
+        time.sleep(0.05)  # long enough for the other thread to enter, if it could
         return matrix[start:stop]
 
     changes = rule.plan(before(610, (600, 8), (600, 8), "F32")).changes
@@ -482,7 +482,7 @@ def test_the_numbers_are_those_of_the_formula(
 # --- how the new rows are distributed
 
 SMALL = [[0, 1, 5], [2, 1, -1], [4, 3, 0], [1, 0, 2], [0, 2, 2], [3, 5, 1], [-2, 1, 0], [0, 3, 7]]
-#: Of its rows: Σ = 8, 16, 16; Σx² = 34, 50, 84; Σxy = 27, Σxz = 3, Σyz = 34.
+#: Sums over the rows: Σ = 8, 16, 16; Σx² = 34, 50, 84; Σxy = 27, Σxz = 3, Σyz = 34.
 SMALL_MEAN = np.array([1.0, 2.0, 2.0])
 SMALL_COV = np.array(
     [
@@ -521,7 +521,7 @@ def test_the_covariance_is_that_by_n() -> None:
 
 
 def test_mean_and_covariance_over_several_chunks() -> None:
-    # 1100 rows: each of SMALL 137 times, and 4 rows more of its mean
+    # 1100 rows: each row of SMALL 137 times, and 4 rows equal to its mean
     matrix = np.array([*SMALL * 137, *[[1, 2, 2]] * 4], dtype=np.float64)
     matrix = matrix[np.random.default_rng(0).permutation(1100)]
     cov = SMALL_COV * 1096 / 1100
@@ -537,7 +537,7 @@ def test_the_draws_are_normal_and_independent() -> None:
         (1, 0.6827),
         (2, 0.9545),
         (3, 0.9973),
-    ):  # of a normal distribution, within so many standard deviations
+    ):  # shares of a normal distribution within this many standard deviations
         error = math.sqrt(share * (1 - share) / DRAWS)
         assert (np.abs((np.abs(standard) < limit).mean(axis=0) - share) < 5 * error + 0.0001).all()
     for column in standard.T:
@@ -609,7 +609,7 @@ def test_ours_has_the_right_distribution_there_too(kind: str) -> None:
     variances = np.diag(cov)
     allowed = 5 * np.sqrt((np.outer(variances, variances) + cov**2) / draws) + 1e-12
     assert (np.abs(np.cov(found.T, bias=True) - cov) <= allowed).all()
-    # nothing in a direction in which the rows don't differ
+    # no variance in directions in which the rows don't differ
     centred = matrix - matrix.mean(axis=0)
     _, sizes, directions = np.linalg.svd(centred, full_matrices=True)
     rank = int((sizes > 1e-9).sum())
@@ -737,7 +737,7 @@ def test_any_deviation_fits_into_half_precision(std: float) -> None:
     assert np.isfinite(np.frombuffer(piece, "<f2")).all()
 
 
-# --- beside the old recipe, where that works
+# --- compared with the old recipe, where that works
 
 
 def test_as_the_old_recipe_has_it() -> None:

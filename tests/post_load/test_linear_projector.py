@@ -1,5 +1,5 @@
-"""LLaVA 1.0: one linear layer for a projector, as transformers' two of which the second is made
-and changes nothing.
+"""LLaVA 1.0: its projector, one linear layer, is written as transformers' two layers. The second
+layer is made up and changes nothing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Merging: what a file takes from those it extends, and where the blame lies."""
+"""Merging: what a file takes from the files that it extends, and the places that errors name."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ tokens: [{text: <o>, role: image}]
     assert rules.text.target.config["m"].const == 3
     assert [token.text for token in rules.text.tokens] == [
         "<o>"
-    ]  # a list that isn't of rules is replaced
+    ]  # only lists of rules are merged; other lists are replaced
 
 
 def test_the_parents_sources_keep_their_place(tmp_path: Path) -> None:

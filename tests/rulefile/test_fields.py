@@ -13,7 +13,7 @@ from .written import COMPLETE, load, put, refused, said
 RULE = "schema: 1\nnames: [{"
 
 MISTAKES = {
-    # text: place, all that is said
+    # text: place, whole message
     "unknown, near": ("schema: 1\nnmae: x\n", "2:1", "unknown field `nmae`. Did you mean `name`?"),
     "unknown in a source": (
         "schema: 1\nsources:\n  model: {defualt: x}\n",

@@ -1,5 +1,5 @@
-"""The right parts: what a config names comes before a rule file's default, and what was trained
-together stays together.
+"""The right parts: a source that a config names comes before a rule file's default, and parts that
+were trained together stay together.
 """
 
 from __future__ import annotations
@@ -643,7 +643,7 @@ def test_which_text_models_have_norms_about_one(kind: str, about_one: bool) -> N
     assert bool(adds_one.search(code.read_text())) is not about_one
 
 
-# --- towers and projectors apart
+# --- separate towers and projectors
 
 
 FAMILIES = {
@@ -670,7 +670,7 @@ def test_every_family_takes_its_tower_from_a_source_of_its_own(rules: str, run: 
     layer = read_config(Path("out"))["vision_feature_layer"]
     assert (
         layer == -2
-    )  # of SigLIP, which has all its layers here, what LLaVA's code takes after it deleted the last
+    )  # SigLIP has all its layers here; LLaVA's code deletes the last, and takes this one
 
 
 def test_a_siglip_tower_inside_has_lost_its_last_layer(run: Run) -> None:

@@ -1,5 +1,5 @@
-"""Converted already, under other names: from every layout to the classic one, and from originals
-to every layout.
+"""Converted models under other names: from every layout to the classic one, and from research
+checkpoints to every layout.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ def test_processor_files_of_5_open_in_both_generations(classic: Path, tmp_path: 
     images = json.loads((out / "preprocessor_config.json").read_text())
     assert (
         images["image_processor_type"] == "LlavaImageProcessor"
-    )  # named by 5.x: versions that don't know it stop, none crops
+    )  # the name that 5.x writes; versions that don't know it fail, and don't crop
     assert images["size"] == {"shortest_edge": 28}
     assert "image_processor" not in json.loads((out / "processor_config.json").read_text())
     template = (classic / "chat_template.jinja").read_text()

@@ -1,5 +1,5 @@
-"""The language model: which kind it is, what of the config is carried, what can't be kept.
-transformers itself is the oracle.
+"""The language model: its kind, the keys of the config that are carried over, and those that can't
+be. transformers itself is the oracle.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def test_what_research_code_derives_from() -> None:
         (
             {"architectures": ["AdoptForCausalLM"]},
             "doesn't tell",
-        ),  # it ends in opt, but not as a name of its own
+        ),  # it ends in "opt", but only as part of another word
     ],
 )
 def test_what_cannot_be_known_is_refused_with_the_line_to_write(
@@ -260,7 +260,7 @@ def test_rope_is_said_in_the_keys_of_both_generations(
         (
             {"model_type": "minicpm3"},
             "dim_model_base 256",
-        ),  # with a table whose rows it multiplies by a buffer of whole numbers
+        ),  # it multiplies the rows of a table by a buffer of integers
         ({"model_type": "bert", "tie_word_embeddings": False}, "BertModel"),
         (
             {"model_type": "falcon", "tie_word_embeddings": True},
@@ -466,7 +466,7 @@ def test_what_stands_around_counts_for_nothing_inside(outside: dict[str, Any], s
         "model_type": "qwen2",
         "hidden_size": 64,
         "vocab_size": 320,
-    }  # sizes at the default are left out, too
+    }  # sizes equal to the default are left out too
     assert read_text_model(
         inner, LLAVA, {}, None, {"hidden_size": 64, "mm_hidden_size": 32}
     ).unknown == ("mm_hidden_size",)

@@ -1,5 +1,5 @@
-"""Rows and ids of the vocabulary in every way in which checkpoint, tokenizer and config can have
-them: as the folder has them.
+"""Rows and ids of the vocabulary in the folder, for every combination of checkpoint, tokenizer and
+config.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def assert_whole(source: Path, after: int, image: int, padding: int, tied: bool)
         assert torch.isfinite(new).all()
         assert (
             len(new) < 2 or len(set(map(bits, new))) > len(new) // 2
-        )  # drawn, and not one row many times
+        )  # the rows are drawn, not copies of one row
     config, generation = read("config.json"), read("generation_config.json")
     text = config["text_config"]
     assert (text["vocab_size"], text["pad_token_id"], text["tie_word_embeddings"]) == (
@@ -148,7 +148,7 @@ def assert_whole(source: Path, after: int, image: int, padding: int, tied: bool)
         padding,
     )
     assert generation["pad_token_id"] == padding
-    ends = generation["eos_token_id"]  # and, where a turn ends with another token, that one
+    ends = generation["eos_token_id"]  # a list, if turns end with another token
     assert (ends[0] if isinstance(ends, list) else ends) == text["eos_token_id"]
     tokenizer = AutoTokenizer.from_pretrained("out", local_files_only=True)
     assert tokenizer.convert_tokens_to_ids("<image>") == image

@@ -1,4 +1,4 @@
-"""The record beside an output, and what `verify` finds out with it."""
+"""The record in an output, and what `verify` finds by it."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_what_a_record_says(made: Path, run: Run) -> None:
         "expand_embeddings": f"llava-remap {version('llava-remap')}"
     }
     dry = run(*APPLY, "--dry-run", "--format", "json").json
-    del dry["predicted"]  # what this process would take, not what was done
+    del dry["predicted"]  # depends on this process, not on the result
     for check in dry["value_checks"]:
         check["checked"] = True
     assert record["plan"] == dry
@@ -193,7 +193,7 @@ def test_a_folder_as_it_was_written(out: Path, run: Run) -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_against_the_sources(form: str, tmp_path: Path, run: Run) -> None:
     apply("llava-v1.5", [str(FORMS[form]), SOURCES[1]], "made")
-    for other in (form, "bin"):  # the tensors count, not the form in which they come
+    for other in (form, "bin"):  # the tensors count, not their form
         ran = run(
             "verify", "made", "--against", FORMS[other], "--against", SOURCES[1], "--format", "json"
         )
@@ -472,8 +472,8 @@ def test_a_tied_head_that_has_come_apart(run: Run, tmp_path: Path) -> None:
     ran = run("verify", "made", "--against", tmp_path / "apart", "--against", SOURCES[1])
     assert ran.code == 1
     assert (
-        "lm_head.weight  is tied to `language_model.model.embed_tokens.weight`, and has other "
-        "values in its source" in ran.out
+        "lm_head.weight  is tied to `language_model.model.embed_tokens.weight`, but its "
+        "source has other values" in ran.out
     )
     assert "80 tensors compared with what the sources give, 1 differ" in ran.out
 
@@ -710,7 +710,7 @@ def test_full_reads_everything_back(run: Run, monkeypatch: pytest.MonkeyPatch) -
     command = ("apply", "llava-v1.5", "--source", SOURCES[0], "--source", SOURCES[1], "--output")
     ran = run(*command, "good", "--verify", "full")
     assert ran.code == 0
-    assert "every tensor read back, and as the sources give it" in ran.out
+    assert "every tensor read back, and equal to what the sources give" in ran.out
     assert record_of(Path("good"))["verified"] == "full"
     lose_last_byte(monkeypatch)
     assert run(*command, "unseen").code == 0

@@ -15,7 +15,7 @@ from llava_remap.report.html.rows import Row
 Path = tuple[str, ...]
 Tone = Literal["module", "rule", "quiet", "bad"]
 
-#: How many modules on each side, and rules between them, are drawn apart.
+#: The most modules on each side, and rules between them, that are drawn separately.
 _MODULES, _RULES = 14, 16
 _NUMBER = re.compile(r"[0-9]+")
 #: Statuses of tensors that aren't parts of the written target.
@@ -28,8 +28,8 @@ class Node(NamedTuple):
     Attributes:
         column: 0 for the sources, 1 for rules, 2 for the target.
         label: printable.
-        filter: the column of the table, and its value there, that leads to the node's tensors;
-            empty for a module.
+        filter: the column of the table and its value that select the node's tensors; empty for a
+            module.
     """
 
     column: int
@@ -39,9 +39,9 @@ class Node(NamedTuple):
 
 
 def flow(rows: Sequence[Row]) -> dict[str, Any]:
-    """The nodes, and the links between their numbers with bytes and number of tensors.
+    """The nodes, and links between the nodes' numbers with bytes and number of tensors.
 
-    Links from sources have the bytes that are read, links to the target those that are written.
+    Links from sources have the bytes that are read, links to the target the bytes that are written.
     """
     from_ = modules(
         (_source_path(origin.source, origin.name), nbytes)
@@ -115,8 +115,8 @@ def modules(names: Iterable[tuple[Path, int]], most: int = _MODULES) -> dict[Pat
 
     Args:
         names: each with its bytes.
-        most: the number of modules. If the first segments alone differ more, all are one module,
-            `()`.
+        most: the largest number of modules. If there are more different first segments, all names
+            are one module, `()`.
     """
     sizes = Counter[Path]()
     for path, nbytes in names:

@@ -75,7 +75,7 @@ def refusal_html(problems: Sequence[Problem], kind: str) -> str:
     """The page of a command that was refused before it had a result.
 
     Args:
-        kind: of the result: `plan`, …
+        kind: the kind of the result: `plan`, …
     """
     return _page(
         headline=_headline(problems, written=False),
@@ -91,7 +91,7 @@ def _page(**values: Any) -> str:
     from markupsafe import Markup
 
     def shown(value: Any) -> Any:
-        """Every text that isn't the page's own has nothing that hides or turns a line."""
+        """Escape characters that hide or reverse text, in every text that isn't the page's own."""
         return printable(value) if type(value) is str else value
 
     own = {name: (_HERE / name).read_text(encoding="utf-8") for name in (*_SCRIPTS, "page.css")}
@@ -137,7 +137,7 @@ def _headline(problems: Sequence[Problem], *, written: bool) -> tuple[str, str, 
 def _with_names(
     problems: Iterable[Problem], plan: Plan | None = None
 ) -> list[tuple[Problem, list[tuple[str, str]], int]]:
-    """Each problem with its names, folded, and what holds for each; and how many aren't shown."""
+    """Each problem with its folded names and a fact for each, and the number of hidden names."""
     near = {} if plan is None else near_names(plan)
     found = []
     for problem in problems:
@@ -153,7 +153,7 @@ def _with_names(
 
 
 def _shards(job: Job, result: Result | None) -> list[tuple[str, int | None, int, str]]:
-    """The files of the output: name, number of tensors, bytes, and digest, as far as is known."""
+    """The files of the output: name, number of tensors, bytes and digest, as far as known."""
     nbytes = {entry.target: entry.nbytes for entry in job.plan.mapped}
     tensors = {
         shard.file: (len(shard.tensors), sum(nbytes[name] for name in shard.tensors))
@@ -168,7 +168,7 @@ def _shards(job: Job, result: Result | None) -> list[tuple[str, int | None, int,
 
 
 def _short(found: Iterable[Row]) -> tuple[list[Names], int]:
-    """All tensors in few lines, as names are folded, and how many lines aren't shown."""
+    """All tensors in few lines with folded names, and the number of lines that aren't shown."""
     groups: dict[tuple[str, ...], dict[str, Row]] = defaultdict(dict)
     for row in found:
         rules = " → ".join(row.rules)
@@ -193,8 +193,8 @@ def _short(found: Iterable[Row]) -> tuple[list[Names], int]:
 
 
 def _columns(found: Sequence[Row]) -> dict[str, Any]:
-    """The table of all tensors by columns. A column of few different texts is a list of these, and
-    the number of each row's text in it.
+    """The table of all tensors by columns. A column with few different texts is a list of these
+    texts, and for each row the number of its text.
     """
     many = {
         "names": ["\n".join(printable(origin.name) for origin, _ in row.taken) for row in found],
@@ -220,7 +220,7 @@ def _numbered(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def _packed(content: Mapping[str, Any]) -> str:
-    """JSON, compressed, as base64: a tenth of its size, and without any letter that HTML knows."""
+    """Compressed JSON as base64: a tenth of the size, and without characters special to HTML."""
     return base64.b64encode(
         gzip.compress(json.dumps(content, separators=(",", ":")).encode(), mtime=0)
     ).decode()

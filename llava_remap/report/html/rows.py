@@ -1,4 +1,4 @@
-"""Every tensor of a job as one row: its names, and what becomes of it. Pure."""
+"""Every tensor of a job as one row: its names and its outcome. Pure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from llava_remap.jobs.job import Job
     from llava_remap.planning import Box, Mapped, Plan
 
-#: What becomes of a tensor, in words. Problems come first.
+#: The outcomes of a tensor, in words. Problems come first.
 STATUSES = {
     "missing": "no source provides the parameter",
     "unmapped": "no parameter for the source tensor",
@@ -26,10 +26,10 @@ STATUSES = {
     "no target": "the target's parameters aren't known, for the reasons above",
     "mapped": "copied as it is",
     "moved": "divided, joined or reordered; the numbers stay as they are",
-    "computed": "changed: merged, cast, or by a post-load rule",
+    "computed": "merged, cast, or changed by a post-load rule",
     "made": "made by a post-load rule",
     "tied": "shares another parameter's tensor, so it isn't written",
-    "dropped": "not wanted, by a rule",
+    "dropped": "left out by a rule",
     "not used": "not selected, or taken from another source",
 }
 #: Parts of a parameter that are listed.
@@ -40,13 +40,13 @@ BAD = ("missing", "unmapped", "mismatched", "collision")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A parameter of the target, or a source tensor that becomes none.
+    """A parameter of the target, or a source tensor that becomes no parameter.
 
     Attributes:
         status: a key of `STATUSES`.
-        taken: the source tensors that it is made of, each with the bytes that are taken from it.
+        taken: the source tensors that it is made from, each with the bytes that are taken from it.
         target: the parameter's name; empty if there is none.
-        produced: the name that the rules made, if it isn't known to be a parameter's.
+        produced: the name that the rules made, if no parameter is known to have it.
         rules: the rules that the name went through, in order.
         dtype, shape: as written, or as stored if nothing is written; `stored → written` if they
             differ; empty if unknown.
@@ -84,7 +84,7 @@ class Row:
 
 
 def rows(job: Job) -> list[Row]:
-    """Every parameter, and every tensor of the sources that becomes none; problems first."""
+    """Every parameter, and every source tensor that becomes no parameter; problems first."""
     found = [*_planned(job)]
     used = {origin for row in found for origin, _ in row.taken}
     found += [
@@ -105,7 +105,7 @@ def _planned(job: Job) -> Iterator[Row]:
         nbytes = prod(missing.shape) * usual // 8
         yield Row("missing", (), missing.target, (), "", _shape(missing.shape), nbytes)
     for unmapped in plan.unmapped:
-        # Without a target nobody knows whether a name that rules made is one of its names.
+        # Without a target, it isn't known whether a name that rules made is a parameter's.
         is_known = bool(plan.target_names) or unmapped.produced is None
         how = "no rule takes it" if unmapped.produced is None else "no parameter has the new name"
         status = "unmapped" if is_known else "no target"
@@ -122,7 +122,7 @@ def _planned(job: Job) -> Iterator[Row]:
         how = f"shares {alias.of}"
         yield _stored(job, status, [alias.source], alias.target, alias.rules, how)
     for name in plan.tied_absent:
-        yield Row("tied", target=name, how="no source has it, and none needs to")
+        yield Row("tied", target=name, how="no source has it, nor needs to")
     for dropped in plan.dropped:
         origin = SourceName(dropped.source, dropped.name)
         row = _stored(job, "dropped", [origin], "", (dropped.rule,), dropped.reason)

@@ -1,4 +1,6 @@
-"""The text of a rule file and of all that it extends, with how many names each line took. Pure."""
+"""The text of a rule file and of all files that it extends, with the number of names that each line
+took. Pure.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,7 @@ class File:
 
 
 def rule_lines(rules: RuleFile, plan: Plan, rows: Iterable[Row]) -> list[File]:
-    """The rule file, then those that it extends, its parents first."""
+    """The rule file, then the files that it extends, its parents first."""
     taken = Counter(rule for row in rows for rule in row.rules)
     taken.update(f"post_load/{change.use}" for change in plan.post_load)
     begun: dict[tuple[str, int], str] = {}

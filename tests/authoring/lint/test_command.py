@@ -175,7 +175,7 @@ def test_a_file_that_cant_be_loaded(text: str, code: str, place: str, run: Run) 
     assert f"title={code} " in ran.out
     human = run("rules", "lint", "r.yaml", "llava-v1.5").out
     assert "r.yaml:2:" in human
-    assert "r.yaml: failed; not looked at, since it can't be loaded" in human
+    assert "r.yaml: failed; not checked, since it can't be loaded" in human
     assert "llava-v1.5.yaml: clean" in human
 
 

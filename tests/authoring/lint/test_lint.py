@@ -1,5 +1,5 @@
-"""Each finding with a file that has it and a near one that hasn't; the traps that other projects
-fell into; no guesses.
+"""Each finding, with a file that has it and a similar file without it; the traps that other
+projects fell into; no guesses.
 """
 
 from __future__ import annotations
@@ -442,7 +442,7 @@ def test_a_drop_that_leaves_a_rename_nothing(linted: Lint) -> None:
     )
     assert (
         codes(linted(text % "{r...}.position_ids")) == []
-    )  # an exception from the rename is what a drop is for
+    )  # a drop may be an exception from a rename
     assert codes(linted(text % "model.norm.bias")) == []
 
 
@@ -459,7 +459,7 @@ def test_a_drop_of_a_parameter(linted: Lint) -> None:
     assert codes(linted(text, *given, "model.x.ids2", wanted=frozenset({"t.x.w"}))) == []
 
 
-# --- what it stands on
+# --- the names that it tries
 
 
 def test_regexes_that_no_name_was_tried_on_are_named(linted: Lint) -> None:
@@ -469,7 +469,7 @@ def test_regexes_that_no_name_was_tried_on_are_named(linted: Lint) -> None:
     )
     result = linted(text, tested=["q.w"])
     assert result.untried == ("names/e",)
-    assert result.witnesses == 2  # the test's, and the template's
+    assert result.witnesses == 2  # from the test, and from the template
     assert linted(text).untried == ("names/a", "names/e")
     assert linted(text, "q.w", "e").untried == ()
 
@@ -504,7 +504,7 @@ def test_load_is_not_linted(tmp_path: Path) -> None:
         load_rule_file(tmp_path / "none.yaml")
 
 
-# --- what it costs
+# --- time and memory
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,7 @@ def test_config_and_tokenizer_have_the_sizes_of_the_tensors(name: str) -> None:
     keys_of_ids = [
         key for key, i in large.items() if key.endswith("_token_id") and isinstance(i, int)
     ]
-    # SigLIP's config names ids behind its 32000 rows; they stay behind the rows.
+    # SigLIP's config names ids beyond its 32000 rows; they stay beyond the rows.
     ids = [text[key] for key in keys_of_ids if large[key] < large["vocab_size"]]
     assert max(ids) < tokenizer.get_vocab_size() <= text["vocab_size"]
     said = "What is it?\n\u00e9 \U0001f408"
@@ -334,7 +334,7 @@ def test_nothing_of_the_weights_stays() -> None:
         name: t.shape for name, t in small.items()
     }
     assert not [name for name, tensor in large.items() if same(small[name], stored(tensor))]
-    # rounded once; the large one's in every step, in float32
+    # The twin's values are rounded once, the large checkpoint's in every step, in float32.
     frequencies = "model.layers.1.self_attn.rotary_emb.inv_freq"
     assert torch.allclose(stored(small[frequencies]), stored(large[frequencies]), rtol=1e-6)
     assert not [file for file in every_file("out") if file.endswith(".model")]

@@ -1,5 +1,5 @@
-"""What no hub says, and what lies in no hub's cache by itself: refused by name, and nothing is
-written outside the cache.
+"""Answers that no hub gives, and cache contents that no hub leaves, are refused by name, and
+nothing is written outside the cache.
 """
 
 from __future__ import annotations
@@ -444,7 +444,7 @@ def test_a_revision_that_is_a_path(text: str) -> None:
     assert parse_repository(text) is None
 
 
-# What lies in the cache
+# Contents of the cache
 
 
 @pytest.fixture
@@ -501,7 +501,7 @@ def test_a_dangling_link_that_leads_out_of_the_cache(hub: Hub, cache: Path, tmp_
 def test_a_note_that_is_a_path(kept: Path, said: str) -> None:
     (kept / "refs" / "main").write_text(said)
     in_the_cache("refs/main holds", online=False)
-    assert take().commit  # online the note is written anew
+    assert take().commit  # online, the file is written again
     assert len((kept / "refs" / "main").read_text()) == 40
 
 
