@@ -1,4 +1,4 @@
-"""Source names through the program; does this rule file fit this checkpoint, and which one does."""
+"""Takes source names through the program, and finds the rule file that fits a checkpoint."""
 
 from llava_remap.routing.fits import draft_command
 from llava_remap.routing.route import (

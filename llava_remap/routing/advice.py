@@ -1,4 +1,4 @@
-"""What to do with a checkpoint that a rule file doesn't fit."""
+"""Advises what to do with a checkpoint that a rule file doesn't fit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def advice(checkpoint: Checkpoint, ranked: Sequence[Fit], asked: str = "") -> st
         ranked: the checkpoint's `fits`, the nearest first.
         asked: the rule file that the user asked for.
     """
-    # If several map as many names as the nearest, the rule file that was asked for comes first.
+    # Among files that map as many names as the nearest, the requested rule file comes first.
     nearest = ranked[0]
     ranked = sorted(
         ranked,
@@ -66,7 +66,7 @@ def advice(checkpoint: Checkpoint, ranked: Sequence[Fit], asked: str = "") -> st
         sources = load_rule_file(whole[0].rules).text.sources
         parts = [name for name, source in sources.items() if source.overrides]
         give = f"Every name is known, and something is missing. {_give_too(checkpoint, parts)}"
-        if not parts or not give.endswith("."):  # the part lies beside it
+        if not parts or not give.endswith("."):  # the missing part lies beside the checkpoint
             return give
         model = quote(f"{whole[0].source}={checkpoint.location}")
         return (
@@ -80,7 +80,7 @@ def advice(checkpoint: Checkpoint, ranked: Sequence[Fit], asked: str = "") -> st
 
 
 def _part(rules: RuleFile, checkpoint: Checkpoint) -> str:
-    """The further source whose tensors, by a rule file, this checkpoint has; empty for none."""
+    """The further source of a rule file that this checkpoint can be; empty if there is none."""
     for name, source in rules.text.sources.items():
         if name != rules.first_source and not source.overrides and "tensors" in source.use:
             sources = {rules.first_source: EMPTY, name: checkpoint}
@@ -91,7 +91,7 @@ def _part(rules: RuleFile, checkpoint: Checkpoint) -> str:
 
 
 def behind_prefix(checkpoint: Checkpoint) -> str:
-    """What to do if a rule file fits but for a prefix that all names have; else empty."""
+    """What to do if a rule file fits once a common prefix of all names is removed; else empty."""
     first = next(iter(checkpoint.catalog), "").split(".")
     some = names_alike(checkpoint)
     for segments in range(1, len(first)):
@@ -113,8 +113,8 @@ def behind_prefix(checkpoint: Checkpoint) -> str:
 
 
 def _taking_off(prefix: str, rules: RuleFile, bare: Checkpoint) -> list[str]:
-    """The lines of a rule file that takes a prefix off: a rule for each word behind the prefix,
-    since `model.` itself begins other names, too.
+    """The lines of a rule file that removes a prefix: a rule for each first segment behind it,
+    since a prefix such as `model.` also begins other names.
 
     Args:
         bare: the checkpoint without the prefix.
@@ -131,7 +131,7 @@ def _taking_off(prefix: str, rules: RuleFile, bare: Checkpoint) -> list[str]:
         )
         becomes = {"dropped": True} if example.target is None else {"to": example.target}
         tests.append({"from": prefix + example.source, **becomes})
-    # Names of a source that has a prefix of its own get this one too, for the rules to take off.
+    # A source's own prefix gets this prefix, too, so that the rules remove it again.
     sources = {
         name: {"prefix": prefix + source.prefix}
         for name, source in rules.text.sources.items()
@@ -156,12 +156,11 @@ def _without_prefix(checkpoint: Checkpoint, prefix: str, names: Iterable[str]) -
 
 
 def _class_for(checkpoint: Checkpoint, ranked: Sequence[Fit], asked: str) -> str:
-    """The class that most probably computes what a checkpoint does: the nearest rule file's, if one
-    is near.
+    """The class that most probably fits a checkpoint: that of the nearest rule file, if one is near.
 
-    Of rule files that know as many names, the one that was asked for is the nearest. If none is
-    near, it is the most common class of the rule files whose `detect`, without the architecture,
-    agrees with the config.
+    Of rule files that know as many names, the requested one is the nearest. If none is near, it is
+    the most common class of the rule files whose `detect`, without the architecture, agrees with
+    the config.
     """
     families = [fit for fit in ranked if fit.class_name]
     if families[0].is_near:
@@ -184,11 +183,11 @@ def source_advice(
     others: Sequence[str],
     ranked: Sequence[Fit],
 ) -> str:
-    """Which sources to leave out if the first source alone fits, or which one to give if names are
-    missing that a further source may bring; else empty.
+    """Which sources to leave out if the first source alone fits, or which one to give if a further
+    source may have missing names; else empty.
 
-    Sources that override stand in the order of a training: if one is given, an earlier one brings
-    what is missing, and none behind it does.
+    Sources with `overrides` stand in the order of a training: if one is given, only an earlier one
+    can have the missing names.
 
     Args:
         others: the further sources that were given.
@@ -208,7 +207,7 @@ def source_advice(
         for text in rules.text.detect.present
         if contradictions(Condition(present=(text,)), names, None)
     ]
-    # The missing names may be there under names that the rule file doesn't know.
+    # The missing tensors may be present under names that the rule file doesn't know.
     unknown = any(r.rewrite.target is None and r.rewrite.reason is None for r in taken)
     if not missing or unknown:
         return ""

@@ -1,4 +1,4 @@
-"""How well each shipped rule file fits a checkpoint, by its names and its config."""
+"""Measures how well each shipped rule file fits a checkpoint, by names and config."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from llava_remap.rulefile import (
 from llava_remap.source.defaults import other_than_default
 
 _NUMBER = re.compile(r"[0-9]+")
-#: Folded names in a sentence.
+#: The most folded names in a sentence.
 _SHOWN = 2
-#: Stands for the first source where only another source is looked at.
+#: Stands for the first source if only another source is examined.
 EMPTY = Checkpoint(Path(), "", {}, None, None)
 
 
@@ -38,21 +38,22 @@ class Fit:
     """How well a rule file fits a checkpoint.
 
     Attributes:
-        source: what the rule file calls the checkpoint: its first source.
-        mapped, total: how many of the `total` names that it doesn't drop it maps.
+        source: the name of the checkpoint's source: the rule file's first source.
+        mapped: the number of names that it maps.
+        total: the number of names that it doesn't drop.
         unknown: the names that it neither maps nor drops.
         contradictions: why it isn't for the checkpoint, in words.
-        guard: what of the rule file refuses the config, `detect` or `requires`; empty if names
-            contradict it, or nothing does.
-        also: sources that it needs besides.
-        other_default: whether the config names another default for some of `also` than the rule
-            file does.
-        summary: what the rule file is for.
-        agreeing: how many values of the config `detect` asks for, less those that it refuses.
-        class_name: its target; empty if that is the source's own class.
-        remedy: what would help against the contradictions, if that is known; else empty.
-        refusals: the problems of a plan from the same headers; empty before it is planned.
-        needs: the problems of that plan which a further source (`also`) settles.
+        guard: the field of the rule file that refuses the config, `detect` or `requires`; empty if
+            names contradict it, or nothing does.
+        also: further sources that it needs.
+        other_default: whether the config names another default than the rule file for a source of
+            `also`.
+        summary: the rule file's summary.
+        agreeing: the number of config values that `detect` asks for, minus those that it refuses.
+        class_name: its target class; empty if that is the source's own class.
+        remedy: the advice on the contradictions; empty if none is known.
+        refusals: the problems of a plan from the same headers; empty before planning.
+        needs: problems of that plan that a further source (`also`) settles.
     """
 
     rules: str
@@ -73,7 +74,7 @@ class Fit:
 
     @property
     def reasons(self) -> list[str]:
-        """Everything that speaks against the rule file."""
+        """All reasons against the rule file."""
         unknown = [f"it has no rule for {_some(self.unknown)}"] if self.unknown else []
         refusals = [
             " ".join(f"{problem.code} {problem.placed_cause} {problem.fix}".split("\n")).strip()
@@ -83,8 +84,8 @@ class Fit:
 
     @property
     def is_near(self) -> bool:
-        """Whether it knows more of the names than by chance: a tower may have more names than all
-        the rest.
+        """Whether it knows more names than by chance. A tower may have more names than all other
+        parts together.
         """
         return 10 * self.mapped >= self.total > 0
 
@@ -96,9 +97,9 @@ class Fit:
 def fits(checkpoint: Checkpoint) -> list[Fit]:
     """Every shipped rule file compared with a checkpoint's names and config, the nearest first.
 
-    Rule files that fit come first; of these, those whose default tower the config names. The others
-    are sorted by how many names they map, how little contradicts them, and how many values of the
-    config agree, such as the architecture.
+    Rule files that fit come first, beginning with those whose default tower the config names. The
+    others are sorted by the number of mapped names, of contradictions, and of agreeing config
+    values, such as the architecture.
     """
     groups = names_alike(checkpoint)
 
@@ -113,7 +114,7 @@ def _fit(rules: RuleFile, checkpoint: Checkpoint, groups: Mapping[str, Sequence[
     """One rule file compared with a checkpoint.
 
     Args:
-        groups: names that no rule tells apart, by the first of them, which alone is tried.
+        groups: from `names_alike`; only the first name of each group is tried.
     """
     config, detect = checkpoint.config, rules.text.detect
     few = replace(checkpoint, catalog={name: checkpoint.catalog[name] for name in groups}, pairs=())
@@ -126,7 +127,7 @@ def _fit(rules: RuleFile, checkpoint: Checkpoint, groups: Mapping[str, Sequence[
     if contradictions(detect.model_copy(update={"config": {}, "config_not": {}}), names, None):
         guard = ""
     other_tower = other_tower_problem(rules, taken, checkpoint, config)
-    if rules.target.as_ is not None and reasons:  # another model, not this one with another tower
+    if rules.target.as_ is not None and reasons:  # another model, whatever its tower
         other_tower = None
     if other_tower is not None:
         guard = ""
@@ -169,8 +170,8 @@ def _fit(rules: RuleFile, checkpoint: Checkpoint, groups: Mapping[str, Sequence[
 
 
 def agreeing(rules: RuleFile, config: Mapping[str, Any]) -> int:
-    """How many values of a config are those that `detect` of a rule file asks for, less those that
-    it refuses.
+    """The number of config values that a rule file's `detect` asks for, minus those that it
+    refuses.
     """
     detect = rules.text.detect
     agree = sum(
@@ -191,7 +192,7 @@ def unmet(
     """LR314 for each requirement of a rule file that a checkpoint doesn't meet.
 
     Args:
-        names: as `prepare` left them.
+        names: the names after `prepare`.
     """
     return [
         Problem(
@@ -208,7 +209,7 @@ def unmet(
 def _allowing(
     rules: RuleFile, name: str, requirement: Requirement, config: Mapping[str, Any]
 ) -> str:
-    """How to convert all the same: lines for a rule file, if it can hold the config's values."""
+    """How to convert nevertheless: lines for a rule file, if it can hold the config's values."""
     values = {key: config.get(key) for key in requirement.config}
     if not values or any(isinstance(value, (list, dict)) for value in values.values()):
         return "Mend the config.json, if the message says so."
@@ -226,11 +227,12 @@ def _allowing(
 
 
 def names_alike(checkpoint: Checkpoint) -> dict[str, list[str]]:
-    """The names that no shipped rule tells apart, by the first of them, so that tens of thousands
-    of names are refused soon, too.
+    """Groups of names that no shipped rule distinguishes: first name → all names of the group. With
+    them, even tens of thousands of names are compared quickly.
 
-    Two names are alike if they differ only in segments that no template spells out, and each of
-    these is a number in both or in none. The matrices of an adapter's pairs are left out.
+    Two names are alike if they differ only in segments that no template spells out, and if each of
+    these segments is a number in both names or in neither. The matrices of an adapter's pairs are
+    left out.
     """
     spelt, partly = _spelt_segments()
 
@@ -248,14 +250,14 @@ def names_alike(checkpoint: Checkpoint) -> dict[str, list[str]]:
 
 @cache
 def shipped() -> Mapping[str, RuleFile]:
-    """The shipped rule files by name, which don't change while a process runs."""
+    """Name → shipped rule file. Shipped files don't change while a process runs."""
     files = map(load_rule_file, shipped_rule_files().values())
     return {rules.name: rules for rules in files}
 
 
 @cache
 def _spelt_segments() -> tuple[frozenset[str], re.Pattern[str]]:
-    """The segments that templates of the shipped rule files spell out, and a regex for those
+    """The segments that templates of the shipped rule files spell out; and a regex for the segments
     that they spell out in part.
     """
     templates: list[Template] = []
@@ -285,7 +287,7 @@ def _spelt_segments() -> tuple[frozenset[str], re.Pattern[str]]:
             *(text.target.towers if text.target is not None else ()),
         ]
         if not all(isinstance(pattern, (Template, Wrapper)) for pattern in patterns):
-            partly.add(".*")  # a regex may ask for anything
+            partly.add(".*")  # a regex may match anything
     partly.update(regex for template in templates for regex in template.partial_segments)
     spelt = {segment for text in texts for segment in text.split(".")}
     spelt.update(segment for template in templates for segment in template.segments)
@@ -298,7 +300,7 @@ def other_tower_problem(
     checkpoint: Checkpoint,
     config: Mapping[str, Any] | None,
 ) -> Problem | None:
-    """LR301 for a tower inside the checkpoint, if the rule file takes none of its names."""
+    """LR301 for a tower in the checkpoint, if the rule file takes none of its names."""
     for prefix, named in rules.target.towers.items():
         segment = prefix.split(".")[0]
         inside = [
@@ -347,7 +349,7 @@ def draft_command(class_name: str, location: str, **parts: str) -> str:
     """The command that infers a rule file for a checkpoint whose names no rule file knows.
 
     Args:
-        parts: further sources → where they are.
+        parts: further source → its location.
     """
     sources = {"model": location, **parts}
     given = [f"{name}={place}" for name, place in sources.items()] if parts else [location]

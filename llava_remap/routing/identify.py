@@ -1,4 +1,4 @@
-"""Whether a rule file is for these checkpoints, before anything is derived from them."""
+"""Decides whether a rule file is for these checkpoints, before anything is derived from them."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from llava_remap.target_model import CLASSIC, layout_program
 
 #: The shipped rule file from any layout of transformers to the classic one.
 HF_LAYOUTS = "hf-layouts"
-#: Templates that a message shows.
+#: The most templates in a message.
 _TEMPLATES = 6
-#: The rules that know what frameworks put around modules.
+#: The rules that know the wrappers of frameworks.
 _WRAPPERS = "parts/wrappers.yaml"
 
 
@@ -39,22 +39,22 @@ def identify(
     given: Collection[str],
     refusals: Callable[[Checkpoint], Sequence[Problem]],
 ) -> Iterator[list[Problem]]:
-    """The reasons not to believe that this rule file is for these checkpoints, check by check.
+    """The reasons why this rule file isn't for these checkpoints, check by check.
 
     A reason makes the later checks meaningless, so only the first list that isn't empty counts. If
     no shipped file fits, that list also says what the target would compute differently.
 
     Args:
-        checkpoints: the sources. All are searched for stubs, and compared with `detect`, as
-            projector, tower and language model may each be in another source. Only the first source
+        checkpoints: the sources. All are searched for stubs and compared with `detect`, since
+            projector, tower and language model may be in different sources. Only the first source
             may be converted already or wrapped.
-        config: describes the language model: the first source's own config, or that of a source
-            given in its place.
-        given: the sources that were given, not taken as a default.
-        refusals: what the plan of `hf-layouts` finds against a checkpoint.
+        config: the config that describes the language model: the first source's own, or that of a
+            source given in its place.
+        given: the sources that the user gave, without defaults.
+        refusals: returns the problems of a checkpoint's plan by `hf-layouts`.
     """
     taken, first, checkpoint = routes.taken, rules.first_source, checkpoints[rules.first_source]
-    if rules.target.as_ is not None:  # the language model's config is inside
+    if rules.target.as_ is not None:  # this config contains the language model's
         config = checkpoint.config
     for name, other in checkpoints.items():
         yield _stubs([r for r in taken if r.source == name], other)
@@ -105,7 +105,7 @@ def identify(
 
 
 def _stubs(routed: Sequence[Routed], checkpoint: Checkpoint) -> list[Problem]:
-    """LR104 for tensors without elements, as DeepSpeed's ZeRO-3 leaves them in a checkpoint."""
+    """LR104 for tensors without elements, which DeepSpeed's ZeRO-3 leaves in a checkpoint."""
     stubs = [r.tensor.name for r in routed if 0 in r.tensor.shape]
     if not stubs:
         return []
@@ -127,9 +127,7 @@ def _stubs(routed: Sequence[Routed], checkpoint: Checkpoint) -> list[Problem]:
 
 
 def nearest_layout(names: Collection[str]) -> tuple[str, dict[str, str]]:
-    """The layout of transformers that takes most of these names, and what those names are in the
-    classic layout.
-    """
+    """The layout of transformers that takes most of these names, and name → classic name for them."""
     classic = {}
     for layout in shipped_layouts():
         rewrites = map(layout_program(layout).rewrite, names)
@@ -144,16 +142,16 @@ def already_converted(
     refusals: Callable[[Checkpoint], Sequence[Problem]],
     complete: Callable[[Problem], Problem] = lambda problem: problem,
 ) -> list[Problem]:
-    """LR109 if a layout of transformers takes more of the names than the `mapped` ones that a rule
-    file takes.
+    """LR109 if a layout of transformers takes more names than the `mapped` names that a rule file
+    takes.
 
-    It has to take a quarter of them at least: an original shares `lm_head.weight` with some
-    layouts. A layout unknown here (the mixtures that some versions saved) still has its language
-    model, nearly half of the names, in a known one.
+    The layout must take at least a quarter of the names, since an original shares `lm_head.weight`
+    with some layouts. In an unknown layout (a mixture that some version saved), the language model,
+    nearly half of the names, still has a known layout. If the config names another class, the
+    layout must take all names.
 
-    If the config names another class, it has to take all of them. Names prove nothing: LR109 is
-    what the plan of `hf-layouts` proves. If that plan is refused, its problems stand behind an
-    LR311.
+    Names alone prove nothing: LR109 is reported only if the plan of `hf-layouts` succeeds. If that
+    plan is refused, its problems follow an LR311.
 
     Args:
         complete: adds to the LR109.
@@ -204,8 +202,8 @@ def already_converted(
 def _with_parts(
     rules: RuleFile, checkpoints: Mapping[str, Checkpoint], problem: Problem
 ) -> Problem:
-    """LR109 for a converted model that is to be the base of an adapter or a projector, which isn't
-    in it.
+    """LR109 for a converted model that was given as the base of an adapter or a projector. It
+    doesn't contain them.
     """
     first = rules.first_source
     if not (parts := [name for name in checkpoints if rules.text.sources[name].overrides]):
@@ -235,7 +233,7 @@ def _with_parts(
 
 
 def _wrapped(rules: RuleFile, routed: Sequence[Routed], checkpoint: Checkpoint) -> list[Problem]:
-    """LR110 for names with the wrappers of a framework that the rule file leaves there."""
+    """LR110 for names with a framework's wrappers that the rule file doesn't remove."""
     bare = compile_rules(load_rule_file(shipped_folder() / _WRAPPERS))
     unwrapped = {
         r.tensor.name: bare.rewrite(r.rewrite.target or r.rewrite.prepared).rules
@@ -265,7 +263,7 @@ def _wrapped(rules: RuleFile, routed: Sequence[Routed], checkpoint: Checkpoint) 
 def _nothing_matched(
     rules: RuleFile, routed: Sequence[Routed], checkpoint: Checkpoint
 ) -> list[Problem]:
-    """LR305 if no rule maps any name; if all names are dropped, the plan says so."""
+    """LR305 if no rule maps any name. If all names are dropped, the plan reports it instead."""
     left = [r for r in routed if r.rewrite.reason is None]
     if not left or any(r.rewrite.target is not None for r in left):
         return []
@@ -283,7 +281,7 @@ def _nothing_matched(
 def _unknown_sources(
     rules: RuleFile, routes: Routes, checkpoints: Mapping[str, Checkpoint]
 ) -> list[Problem]:
-    """LR305 for each further source without a known name; it says which names are wanted."""
+    """LR305 for each further source without a known name, with the names that are expected."""
     every = [*routes.taken, *routes.beside, *(routed for routed, _ in routes.replaced)]
     known = {
         r.source for r in every if r.rewrite.target is not None or r.rewrite.reason is not None
@@ -300,7 +298,7 @@ def _unknown_sources(
         if isinstance(rule.kind, Rename)
     }
     left = [kind for label, kind in renames.items() if label not in used] or [*renames.values()]
-    # A source that is no tower brings at least a projector; only pairs change a language model.
+    # A source other than a tower has at least a projector; only pairs change a language model.
     left = [kind for kind in left if kind.target.text.startswith(PROJECTOR)] or left
     problems = []
     for name in (*routes.unselected, *unknown):

@@ -1,4 +1,4 @@
-"""Every source name through the program: what each source contributes, and under which name."""
+"""Takes every source name through the program: each source's tensors with their new names."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class SourceName:
 
 @dataclass(frozen=True, slots=True)
 class Routed:
-    """A source tensor and what the program made of its name."""
+    """A source tensor, and the program's result for its name."""
 
     source: str
     tensor: Tensor
@@ -36,8 +36,8 @@ class Routed:
 
 @dataclass(frozen=True, slots=True)
 class RoutedPair:
-    """A pair of an adapter's matrices, and what the program made of the name of the tensor that
-    the pair changes.
+    """A pair of an adapter's matrices, and the program's result for the name of the tensor that the
+    pair changes.
     """
 
     source: str
@@ -53,10 +53,10 @@ class RoutedPair:
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """An operation on the tensors that belong together, since the fields of their names are equal.
+    """An operation on tensors that belong together, since the fields of their names are equal.
 
     Attributes:
-        sources: by the number of the end and the number in a list, the tensors.
+        sources: (number of the end, number in a list) → tensors.
         fields: the values of the fields.
         renamed: new name by the rule file → its name in the layout that is written.
     """
@@ -72,8 +72,8 @@ class Applied:
         return None if name is None else self.renamed.get(name, name)
 
     def made_of(self, wanted: Collection[str]) -> dict[tuple[int, int], str]:
-        """The names of all new tensors, by the number of the end and the number in a list, of which
-        there are as many as the target has parameters of these names.
+        """(number of the end, number in a list) → name of a new tensor. A list has as many tensors
+        as the target has parameters with such names.
         """
         names: dict[tuple[int, int], str] = {}
         for end, made in enumerate(self.rule.operation.targets):
@@ -100,7 +100,7 @@ class Applied:
 
     @property
     def tensors(self) -> Iterator[Routed]:
-        """All tensors that it takes."""
+        """All tensors that the operation takes."""
         return (routed for found in self.sources.values() for routed in found)
 
 
@@ -112,15 +112,14 @@ class Routes:
     """All source tensors.
 
     Attributes:
-        taken: the tensors that count, in the order of sources and of their catalogs; sources that
+        taken: the tensors to use, in the order of sources and of their catalogs; sources that
             override stand behind the others.
         beside: the tensors of sources that aren't used, since the first source has its own
             (`used_if_absent`).
-        unselected: sources that count but of whose tensors `select` takes none.
-        not_given: sources that are needed and weren't given.
-        pairs: the pairs of adapters, and of sources that an adapter wasn't merged into.
-        replaced: tensors in whose place a tensor of a source that overrides is taken, each with
-            that source.
+        unselected: used sources without a tensor that `select` takes.
+        not_given: needed sources that weren't given.
+        pairs: the pairs of adapters, and of models with an unmerged adapter.
+        replaced: tensors that a source with `overrides` replaces, each with that source.
         operations: the operations on tensors of `taken`.
     """
 
@@ -133,7 +132,7 @@ class Routes:
     operations: tuple[Applied, ...] = ()
 
     def renamed(self, names: Mapping[str, str]) -> Routes:
-        """The same tensors, of which some have other target names: old target name → new one."""
+        """The same tensors, some with other target names. `names`: old → new target name."""
 
         def rename(routed: _AnyRouted) -> _AnyRouted:
             return replace(routed, rewrite=routed.rewrite.renamed(names))
@@ -165,7 +164,7 @@ class Routes:
         return produced
 
     def origin(self, target: str) -> SourceName | None:
-        """The source name that `produced` has for a target name; None without one."""
+        """The source name of the first tensor with a target name; None without such a tensor."""
         return next(
             (routed.origin for routed in self.taken if routed.rewrite.target == target), None
         )
@@ -265,7 +264,7 @@ def route(rules: RuleFile, program: Program, checkpoints: Mapping[str, Checkpoin
 
 
 def operations_on(taken: Sequence[Routed]) -> tuple[Applied, ...]:
-    """The operations on these tensors: one for each operation and values of fields."""
+    """The operations on these tensors: one for each combination of operation and field values."""
     groups: dict[object, list[Routed]] = defaultdict(list)
     for routed in taken:
         if (operated := routed.rewrite.operated) is not None:
@@ -285,15 +284,15 @@ def operations_on(taken: Sequence[Routed]) -> tuple[Applied, ...]:
 
 
 def _followed(renamed: Mapping[str, str], names: Mapping[str, str]) -> dict[str, str]:
-    """First `renamed`, then `names`."""
+    """The composition of two renamings: first `renamed`, then `names`."""
     return {**names, **{old: names.get(new, new) for old, new in renamed.items()}}
 
 
 def _program_for(
     rules: RuleFile, program: Program, source: Source, checkpoint: Checkpoint
 ) -> Program:
-    """The program for a source. An adapter may have been trained under the names of another layout
-    than its base has.
+    """The program for a source. An adapter may have been trained in another layout than its base
+    has.
     """
     if not rules.layouts or not source.overrides:
         return program
@@ -302,7 +301,7 @@ def _program_for(
 
 
 def main_names(rules: RuleFile, checkpoints: Mapping[str, Checkpoint]) -> tuple[str, ...]:
-    """The stored names that conditions of a rule file are about: of the first source, and of
+    """The stored names that conditions of a rule file apply to: those of the first source and of
     sources that override it.
     """
     return tuple(
@@ -322,7 +321,7 @@ def _tensors(
 ) -> Iterator[Tensor]:
     """The tensors of a source that `select` takes, without the matrices of an adapter's pairs.
 
-    `select` is asked about the name that `prepare` leaves; without a program, about the stored one.
+    `select` is matched with the name after `prepare`; without a program, with the stored name.
     """
     select = source.selected
     for name, tensor in checkpoint.unpaired.items():

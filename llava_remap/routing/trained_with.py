@@ -1,4 +1,4 @@
-"""What a part was trained with: the model under an adapter, and the projector beside it."""
+"""Checks what a part was trained with: the base model of an adapter, and the projector beside it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from llava_remap.source.defaults import named_by_config, other_than_default
 from llava_remap.source.sources import last_part
 from llava_remap.target_model import has_stock_sizes
 
-#: What the names of a projector begin with in the classic layout.
+#: The prefix of a projector's names in the classic layout.
 PROJECTOR = "multi_modal_projector."
-#: Where DeepSpeed's ZeRO-2 puts what was trained, in a step's folder beside the pairs of that step.
+#: DeepSpeed's ZeRO-2 writes the trained weights into this file, in a step's folder beside the pairs
+#: of that step.
 _STATES, _NUMBER = "mp_rank_00_model_states.pt", re.compile(r"global_step([0-9]{1,12})")
 
 
@@ -29,16 +30,17 @@ def naming_notes(
     routes: Routes,
     config: Mapping[str, Any] | None,
 ) -> list[Problem]:
-    """LR316 for each source that was given by hand, if the sources' own files name another one.
+    """LR316 for each source that the user gave, if the sources' own files name another one.
 
-    They name the model that an adapter or a projector was trained from, and the tower of a language
-    model. Two names are the same if their hub ids or paths end in the same part. A tower of other
-    sizes than the stock one that is named is LR309 instead. If the tower's tensors aren't taken,
-    since the checkpoint has its own, its config still counts: it has heads and activation.
+    The files name the model that an adapter or a projector was trained from, and the tower of a
+    language model. Two names are the same if their hub ids or paths end in the same part. A tower
+    whose sizes differ from those of the named stock tower is LR309 instead. Even if the tower's
+    tensors aren't used, since the checkpoint has its own, its config counts for heads and
+    activation.
 
     Args:
-        given: the sources that were given.
-        config: describes the language model.
+        given: the sources that the user gave.
+        config: the config that describes the language model.
     """
     named = [
         (rules.first_source, part.base, f"`{name}` was trained from")
@@ -72,10 +74,10 @@ def _last_part(checkpoint: Checkpoint) -> str:
 def tower_problems(
     rules: RuleFile, checkpoints: Mapping[str, Checkpoint], config: Mapping[str, Any] | None
 ) -> list[Problem]:
-    """LR112 for a second tower inside the checkpoint, if the config names another one than the rule
-    file's default.
+    """LR112 for a second tower inside the checkpoint, if the config names another tower than the
+    rule file's default.
 
-    The first tower's config counts for both, and tensors show neither attention heads nor
+    The first tower's config is used for both, and tensors show neither attention heads nor
     activation.
     """
     keys = [value.from_ for value in rules.target.towers.values()][1:]
@@ -102,10 +104,10 @@ def rows_problems(
     embedding: str,
     config: Mapping[str, Any],
 ) -> list[Problem]:
-    """LR402 if the table of token embeddings isn't from the training whose config counts.
+    """LR402 if the table of token embeddings isn't from the training whose config is used.
 
     Args:
-        config: describes the language model.
+        config: the config that describes the language model.
     """
     first, origin, wanted = rules.first_source, routes.origin(embedding), config.get("vocab_size")
     if origin is None or not isinstance(wanted, int):
@@ -142,10 +144,10 @@ def rows_problems(
 def projector_findings(
     rules: RuleFile, program: Program, checkpoints: Mapping[str, Checkpoint], routes: Routes
 ) -> tuple[list[Problem], list[Problem]]:
-    """LR317 for an adapter beside which no projector is given, so that the base's own would count.
+    """LR317 for an adapter that is given without a projector, so that the base's own would be used.
 
     It is a problem if the adapter's files show that a projector was trained with it, and a note if
-    they don't tell.
+    they don't show whether one was.
     """
     sources = rules.text.sources
     projectors = (
@@ -224,15 +226,15 @@ def _shown(config: Mapping[str, Any]) -> str:
 
 
 def projector_place(rules: RuleFile, program: Program, name: str, adapter: Checkpoint) -> str:
-    """Where the projector that was trained with an adapter lies and how to give it, in words; empty
-    if it isn't found.
+    """The place of the projector that was trained with an adapter, and how to give it, in words;
+    empty if it isn't found.
     """
     if adapter.folder is None or not adapter.pairs:
         return ""
     prefix = rules.text.sources[name].prefix
 
     def has_one(file: Path) -> bool:
-        if not has_file(file):  # which refuses one that can't be read
+        if not has_file(file):  # has_file refuses an unreadable file
             return False
         try:
             names = tensor_names(file)
@@ -265,8 +267,8 @@ def projector_place(rules: RuleFile, program: Program, name: str, adapter: Check
 
 
 def _extract(states: Path, folder: Path) -> str:
-    """A command that writes what was trained beside the pairs, as LLaVA's training does at its
-    end.
+    """A command that writes the other trained weights beside the pairs, as LLaVA's training does at
+    its end.
     """
     return (
         f'cd {quote(str(folder))} && python -c "import torch; s = '

@@ -1,4 +1,4 @@
-"""Class and config to the wanted parameters."""
+"""Derives the target's config, and the parameters of its class."""
 
 from llava_remap.target_model.as_source import config_as_source, norms_about_one
 from llava_remap.target_model.components import (

@@ -1,5 +1,5 @@
-"""The target of a source that stays what it is: its own class and its own config, in the keys of
-old and new transformers.
+"""Derives the target of a source that keeps its class and config (`target.as: source`), with the
+keys of transformers 4.x and 5.x.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _PARTS = ("text_config", "vision_config")
 
 
 def config_as_source(checkpoint: Checkpoint) -> TargetConfig:
-    """The checkpoint's own config, in the keys of both generations of transformers.
+    """The checkpoint's own config, with the keys of transformers 4.x and 5.x.
 
-    Keys that the config leaves out get the installed transformers' defaults, since defaults differ
-    between versions. Its own values stay.
+    Missing keys get the installed transformers' defaults, since defaults differ between versions.
+    Present values are kept.
 
     Raises:
-        RemapError: LR112 for a config that isn't one of the installed transformers for a model of
-            text and pictures, or that contradicts itself.
+        RemapError: LR112 for a config that contradicts itself, or that the installed transformers
+            doesn't have for a model of text and pictures.
     """
     own = checkpoint.config
     if own is None:
@@ -49,7 +49,7 @@ def config_as_source(checkpoint: Checkpoint) -> TargetConfig:
         )
     try:
         kind = model_class(named[0], own).config_class
-    except RemapError as error:  # the config is at fault: there is no rule file
+    except RemapError as error:  # no rule file can be at fault here, only the config
         raise ConfigError.of(
             "LR112",
             f"the config.json in {checkpoint.location}: {error.problems[0].placed_cause}",
@@ -66,8 +66,8 @@ def config_as_source(checkpoint: Checkpoint) -> TargetConfig:
             _GIVE,
         ) from error
     config = {**whole, **own, **{part: _filled(own[part], whole[part]) for part in _PARTS}}
-    # 5.x says `image_token_id` for what is stored as `image_token_index`, and
-    # `vision_feature_layers` for `…_layer`.
+    # 5.x calls the stored `image_token_index` `image_token_id`, and `vision_feature_layer`
+    # `vision_feature_layers`.
     for name, stored in kind.attribute_map.items():
         if name in own and stored in own and own[name] != own[stored]:
             _contradiction(checkpoint, f"{name}: {own[name]!r} and {stored}: {own[stored]!r}")
@@ -88,11 +88,11 @@ def config_as_source(checkpoint: Checkpoint) -> TargetConfig:
 
 
 def norms_about_one(config: Mapping[str, Any]) -> bool:
-    """Whether the norms of the language model multiply by their weights; False where its own class
-    can't be asked.
+    """Whether the norms of the language model multiply by their weights; False if its own class
+    can't be built.
 
     Args:
-        config: the config that `config_as_source` gives.
+        config: the result of `config_as_source`.
     """
     try:
         return read_text_model(
@@ -103,8 +103,8 @@ def norms_about_one(config: Mapping[str, Any]) -> bool:
 
 
 def _contradiction(checkpoint: Checkpoint, said: str) -> NoReturn:
-    """LR112 for two keys that contradict each other: each version of transformers would read its
-    own.
+    """LR112 for two keys that contradict each other: each version of transformers would read
+    another one.
     """
     raise ConfigError.of(
         "LR112",
@@ -114,8 +114,8 @@ def _contradiction(checkpoint: Checkpoint, said: str) -> NoReturn:
 
 
 def _filled(own: Mapping[str, Any], whole: Mapping[str, Any]) -> dict[str, Any]:
-    """A part of the config with the keys that it leaves out. A null `head_dim` counts as left out,
-    since newer classes divide by it.
+    """A part of the config, completed with missing keys. A null `head_dim` is removed, since newer
+    classes divide by it.
     """
     filled = {**whole, **own}
     if filled.get("head_dim", 0) is None:

@@ -1,8 +1,7 @@
-"""The components of a checkpoint, as its tensors show them: language model, towers, projector,
-adapter, and what is none of these.
+"""Describes the components of a checkpoint: language model, towers, projector, adapter, and others.
 
-Names only divide the tensors; kinds and sizes are read from shapes, and from the config only what
-no tensor shows. Nothing here is proven: a rule file and its plan do that.
+Names only divide the tensors into components. Kinds and sizes are read from shapes; the config is
+used only for facts that no tensor shows. Nothing is proven here: a rule file and its plan do that.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from llava_remap.target_model.tower import shapes_config, stock_tower
 Kind = Literal[
     "language_model", "vision_tower", "projector", "adapter", "newline", "text_encoder", "other"
 ]
-#: Segments of names by which a component is known, for what isn't a tower of a known structure.
+#: Segments of names by which a component is recognised, unless it is a tower of a known structure.
 _TOWER = re.compile(
     r"_?(?:vision|image|video|visual)_(?:tower|model|encoder|backbone)|visual|vision_embeddings"
 )
@@ -39,12 +38,12 @@ _TEXT = re.compile(
     r"language_model|llm|embed_tokens|lm_head|layers|h|blocks|wte|wpe|ln_f|norm|norm_f|embed_in|"
     r"embed_out|gpt_neox|transformer|word_embeddings|final_layernorm|tok_embeddings"
 )
-#: What a two-part model (CLIP, SigLIP) has beside its tower.
+#: First segments of names of a two-part model (CLIP, SigLIP) outside its tower.
 _TWO_PARTS = frozenset(
     ("text_model", "text_projection", "visual_projection", "logit_scale", "logit_bias")
 )
-#: A tower's patch embedding in transformers' CLIP and SigLIP, and the words that follow the same
-#: prefix.
+#: A tower's patch embedding in transformers' CLIP and SigLIP, and the starts of all names after the
+#: same prefix.
 _PATCHES = "embeddings.patch_embedding.weight"
 _OF_TOWER = ("embeddings.", "encoder.", "pre_layrnorm.", "post_layernorm.", "head.")
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?|resblocks|stages)\.(\d{1,9})\.")
@@ -54,7 +53,7 @@ _EMBEDDING = re.compile(
 _HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out)\.weight$")
 _NORM = re.compile(r"(?:^|\.)\w*(?:norm|ln_\w+)\.weight$")
 _NUMBERS = re.compile(r"(\d{1,9})")
-#: Characters of a config's name for a model; a longer one is no name.
+#: The most characters of a model's name in a config.
 _LONGEST_NAME = 200
 
 #: The fields of every component.
@@ -66,13 +65,14 @@ class Component:
     """The tensors of one component.
 
     Attributes:
-        names: its tensors.
-        kind: what it is.
-        prefix: the segments that all of its names begin with.
-        tensors: how many tensors it has.
-        parameters: the numbers in them, without buffers; a tensor with several names counts once.
-        nbytes: their bytes as stored; a tensor with several names counts once.
-        dtypes: dtype → how many of its tensors have it.
+        names: the names of its tensors.
+        kind: its kind.
+        prefix: the segments that all its names begin with.
+        tensors: the number of its tensors.
+        parameters: the number of elements, without buffers; a tensor with several names counts
+            once.
+        nbytes: the stored bytes; a tensor with several names counts once.
+        dtypes: dtype → number of tensors.
     """
 
     names: tuple[str, ...]
@@ -84,7 +84,7 @@ class Component:
     dtypes: Mapping[str, int]
 
     def to_json(self) -> dict[str, Any]:
-        """Every field but the names; `nbytes` is called `bytes`."""
+        """All fields except the names; `nbytes` is called `bytes`."""
         values = {field.name: _plain(getattr(self, field.name)) for field in fields(self)[1:]}
         return {"bytes" if key == "nbytes" else key: value for key, value in values.items()}
 
@@ -94,9 +94,9 @@ class LanguageModel(Component):
     """A language model.
 
     Attributes:
-        model_type: its kind in transformers, by the config; None where that doesn't tell.
-        layers: how many layers are there.
-        hidden_size: the width of its embedding or, without one, of its norms; None without both.
+        model_type: its kind in transformers, from the config; None if the config doesn't show it.
+        layers: the number of layers.
+        hidden_size: the width of its embedding, or else of its norms; None without both.
     """
 
     model_type: str | None
@@ -109,11 +109,11 @@ class VisionTower(Component):
     """A vision tower.
 
     Attributes:
-        model_type: `clip_vision_model` or `siglip_vision_model`, by its tensors; None for another
+        model_type: `clip_vision_model` or `siglip_vision_model`, from its tensors; None for another
             kind of tower.
-        stock: the released tower whose sizes it has; None for other sizes. LLaVA's SigLIP code
-            deletes the last layer of that tower.
-        layers: how many layers are there.
+        stock: the released tower with the same sizes; None for other sizes. LLaVA's SigLIP code
+            deletes the last layer of a released tower.
+        layers: the number of layers.
         hidden_size, image_size, patch_size: None for another kind of tower.
     """
 
@@ -130,8 +130,8 @@ class Projector(Component):
     """A projector.
 
     Attributes:
-        form: `linear` for one linear layer, `mlp` for several one behind the other, else `other`.
-        widths: the width of its input and those behind each layer; empty for another form.
+        form: `linear` for one linear layer, `mlp` for several in a row, else `other`.
+        widths: the widths of its input and of each layer's output; empty for the form `other`.
         normed: whether it has the weights of a norm.
     """
 
@@ -145,10 +145,10 @@ class Adapter(Component):
     """The matrices of LoRA pairs.
 
     Attributes:
-        pairs: how many modules of the base are changed.
-        ranks: the ranks of the pairs, each once.
-        scales: the factors of the products, each once; empty where nothing tells alpha.
-        modules: the last segments of the names of the modules, each once.
+        pairs: the number of modules of the base that it changes.
+        ranks: the different ranks of the pairs.
+        scales: the different factors of the products; empty if alpha is unknown.
+        modules: the different last segments of the modules' names.
     """
 
     pairs: int
@@ -163,7 +163,7 @@ def components(
     """The components of a checkpoint, the largest first.
 
     Args:
-        buffers: names of tensors that are no parameters.
+        buffers: names of tensors that aren't parameters.
         forks: class names or `model_type`s of research code, each with the `model_type` of the
             language model that it derives from.
     """
@@ -208,10 +208,10 @@ def _plain(value: object) -> object:
 
 
 def _places(catalog: Mapping[str, Tensor]) -> dict[str, tuple[Kind, str]]:
-    """The kind of component that each tensor belongs to, and the start of that component's names
-    where there may be several of the kind.
+    """Name → the kind of its component, and the prefix of the component's names if there may be
+    several of this kind.
     """
-    if is_projector_alone(catalog):  # with names that are those of other components elsewhere
+    if is_projector_alone(catalog):  # elsewhere, such names belong to other components
         return {
             name: _place(name, ())
             if _EMBEDDING.search(name) or _NEWLINE.fullmatch(name.rpartition(".")[2])
@@ -277,7 +277,7 @@ def _component(
 
 
 def _common_prefix(names: Iterable[str]) -> str:
-    """The segments that all names begin with, without the last one of any.
+    """The segments that all names begin with, never including a name's last segment.
 
     >>> _common_prefix(["model.mm_projector.0.weight", "model.mm_projector.2.bias"])
     'model.mm_projector.'
@@ -325,7 +325,7 @@ def _tower(common: _Common, prefix: str, tensors: Mapping[str, Tensor], layers: 
     except RemapError:  # LR302: no whole tower of a known kind
         return VisionTower(*common, None, None, layers, None, None, None)
     stock = stock_tower(prefix, tensors)
-    # A picture may be larger than its patches together: 384 and 27 times 14.
+    # A picture may be larger than all its patches: 384, and 27 times 14.
     image_size = TOWERS[stock]["image_size"] if stock else sizes["image_size"]
     return VisionTower(
         *common,

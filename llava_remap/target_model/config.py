@@ -1,5 +1,5 @@
-"""The target's config: text sizes from the source's config, the tower from its tensors, the rest
-as the rule file says.
+"""Derives the target's config: text sizes from the source's config, the tower from its tensors, and
+all else from the rule file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from llava_remap.target_model.tower import Tower, read_tower, shapes_config
 from llava_remap.target_model.values import Values, put
 from llava_remap.target_model.vocabulary import PlacedToken
 
-#: What most language models call their table of token embeddings.
+#: The classic name of the table of token embeddings in most language models.
 EMBEDDING = "language_model.model.embed_tokens.weight"
 HEAD = "language_model.lm_head.weight"
 #: Kinds of projectors whose computation is known.
@@ -38,22 +38,22 @@ _TOWERS = "vision_config."
 
 _RULE = "Mend the rule file there."
 _MEND = "Mend the source's config.json."
-#: A token that may part the turns of a conversation, and how many of them a message shows.
+#: A token that may separate the turns of a conversation; the most such tokens in a message.
 _TURN, _SHOWN_WORDS = re.compile(r"</?s>|<\|[^|<>\s]+\|>|<(start|end)_of_turn>|\[/?INST\]"), 8
 
 
 def embedding_rows(tensors: Mapping[str, Tensor], embedding: str) -> int:
-    """Rows of the table of token embeddings, whose classic name is `embedding`; 0 without one."""
+    """Rows of the table of token embeddings with the classic name `embedding`; 0 without it."""
     return tensors[embedding].shape[0] if embedding in tensors and tensors[embedding].shape else 0
 
 
 @dataclass(frozen=True, slots=True)
 class ChosenTemplate:
-    """The chat template that a rule file has for a model.
+    """The chat template that a rule file chooses for a model.
 
     Attributes:
         name: its name in the rule file.
-        because: its `when`, which holds; empty for a template that is for every tokenizer.
+        because: its `when`, which holds; empty for a template for every tokenizer.
         text: Jinja, with the values of its variables in front.
         system: the system prompt of the training, or None.
         always: whether the system prompt begins every conversation without a system message.
@@ -66,7 +66,7 @@ class ChosenTemplate:
     always: bool
 
     def to_json(self) -> dict[str, Any]:
-        """The entry of the plan, without the text."""
+        """The entry in the plan's JSON, without the text."""
         return {
             "name": self.name,
             "because": dict(self.because),
@@ -77,19 +77,19 @@ class ChosenTemplate:
 
 @dataclass(frozen=True, slots=True)
 class TargetConfig:
-    """The configs of the output. No class was built from them yet.
+    """The configs of the output, before a class is built from them.
 
     Attributes:
-        config: the whole `config.json` of the output, in both generations of keys.
+        config: the whole `config.json` of the output, with the keys of 4.x and of 5.x.
         processor: the processor's own config.
         image_processor, video_processor: values that replace or complete those of the tower's own
-            image processor, the name of the class included; None takes a key out.
-        chat_template: the template for this model; None where the rule file has none, or no source
+            image processor, including the name of the class; None removes a key.
+        chat_template: the template for this model; None if the rule file has none, or if no source
             has a tokenizer.
         tower: the vision tower.
-        notes: the configs that were not believed.
-        text: the language model, with the rule file's own values; None where the source's own
-            config is taken.
+        notes: the configs that the tensors contradict.
+        text: the language model, with the rule file's own values; None if the source's own config
+            is used.
     """
 
     config: Mapping[str, Any]
@@ -102,19 +102,19 @@ class TargetConfig:
     text: TextModel | None = None
 
     def with_vocab_size(self, rows: int) -> TargetConfig:
-        """The same configs for an embedding with another number of rows."""
+        """The same configs, for another number of rows in the vocabulary."""
         text = {**self.config["text_config"], "vocab_size": rows}
         return replace(self, config={**self.config, "text_config": text})
 
     def with_values(self, **values: Any) -> TargetConfig:
-        """The same configs with other values, for the whole and in `text_config`: transformers 4.x
-        reads some keys there, 5.x those of the whole.
+        """The same configs with other values, both at the top and in `text_config`: transformers
+        5.x reads them at the top, 4.x reads some in `text_config`.
         """
         text = {**self.config["text_config"], **values}
         return replace(self, config={**self.config, **values, "text_config": text})
 
     def with_dtype(self, dtype: str) -> TargetConfig:
-        """The same configs for weights that are all of one dtype."""
+        """The same configs, for weights of a single dtype."""
         return self.with_values(torch_dtype=TORCH_DTYPES[dtype], dtype=TORCH_DTYPES[dtype])
 
 
@@ -134,17 +134,17 @@ def derive_config(
     Args:
         rules: the rule file.
         configs: the sources' own configs, in the order of the rule file's sources.
-        tensors: the sources' tensors by the classic name that they get.
+        tensors: the sources' tensors by their new classic names.
         tokens: the rule file's tokens with their ids.
-        text: the language model, as `text_model_of` found it.
-        words: the words of the source's tokenizer; None without a tokenizer, and then no chat
-            template is chosen.
+        text: the language model that `text_model_of` found.
+        words: the words of the source's tokenizer. None without a tokenizer: no chat template is
+            chosen then.
         tower_apart: whether the tower comes from another source than the language model.
-        head_is_embedding: whether a source stores `lm_head` and `embed_tokens` as one tensor; then
-            they are tied.
+        head_is_embedding: whether a source stores `lm_head` and `embed_tokens` as one tensor, so
+            that they are tied.
 
     Raises:
-        RemapError: LR112 where neither configs nor tensors say what is needed; LR302 without a
+        RemapError: LR112 if a necessary value is in neither configs nor tensors; LR302 without a
             tower.
     """
     text_source = require_text_config(configs)
@@ -203,7 +203,7 @@ def derive_config(
         with rules.placed("target", "config", own_keys[0]):
             try:
                 text = text_model_of(rules, configs, over)
-            except RemapError as error:  # without these values there was nothing wrong
+            except RemapError as error:  # without these values, there was no error
                 said = ", ".join(f"`text_config.{key}`: {value!r}" for key, value in over.items())
                 raise refuse(
                     "LR201", f"with {said}, {error.problems[0].placed_cause}", _RULE
@@ -250,10 +250,10 @@ def _pixel_processor(values: Values, kind: str, part: PixelProcessor | None) -> 
 
 
 def _chat_template(values: Values, rules: RuleFile, made: Processor) -> ChosenTemplate | None:
-    """The one template for every tokenizer, or the first whose `when` holds.
+    """The template for every tokenizer, or else the first template whose `when` holds.
 
     Raises:
-        RemapError: LR413 where the rule file has templates, and none is for this tokenizer.
+        RemapError: LR413 if the rule file has templates, but none for this tokenizer.
     """
     if made.chat_template is not None:
         return ChosenTemplate("chat_template", {}, made.chat_template, None, False)
@@ -292,8 +292,8 @@ def _chat_template(values: Values, rules: RuleFile, made: Processor) -> ChosenTe
 
 
 def _check_feature_layer(layers: Any, tower: Tower) -> None:
-    """LR112 for layers of features that the tower doesn't have, and for 0, the embeddings alone,
-    which no version of transformers takes.
+    """LR112 for layers of features that the tower doesn't have. Also for 0, the embeddings alone,
+    which no version of transformers accepts.
     """
     count = int(tower.facts["num_hidden_layers"])
     for layer in layers if isinstance(layers, list) else [layers]:
@@ -310,10 +310,10 @@ def _check_feature_layer(layers: Any, tower: Tower) -> None:
 def _hold_towers_together(
     rules: RuleFile, configs: Sequence[Mapping[str, Any]], tower: Tower
 ) -> None:
-    """The target's config describes one tower, so a second one has to be computed like the first.
+    """Check that all towers are computed alike, since the target's config describes only one.
 
     Raises:
-        RemapError: LR309 where the own config of one says otherwise.
+        RemapError: LR309 if a tower's own config says otherwise.
     """
     if differing := next(
         (found for own in own_vision_configs(configs)[1:] if (found := tower.unlike(own))), None
@@ -327,7 +327,7 @@ def _hold_towers_together(
 
 
 def _projector_notes(source: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Iterator[Problem]:
-    """LR308 where the projector's tensors are of another kind than the config says.
+    """LR308 if the projector's tensors are of another kind than the config says.
 
     Raises:
         RemapError: LR112 for a kind whose computation isn't known.

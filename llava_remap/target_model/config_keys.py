@@ -1,4 +1,4 @@
-"""Keys of the source's config that nothing reads: reported or refused, never dropped in silence."""
+"""Reports or refuses keys of the source's config that nothing reads. None is dropped silently."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any
 from llava_remap.core.problem import Problem
 from llava_remap.rulefile import ConfigValue, NamedDefault, Processor, RuleFile
 
-#: Keys of a source's config that this package itself reads, whatever the rule file.
+#: Keys of a source's config that this package itself reads, for every rule file.
 _READ = frozenset(
     {"mm_projector_type", "image_aspect_ratio", "vocab_size", "image_token_index", "image_token_id"}
 )
-#: Values that say nothing.
+#: Values that count as unset.
 _NOTHING: tuple[Any, ...] = (None, "", [], {})
 
 
 def unread_keys(
     rules: RuleFile, source: Mapping[str, Any], unknown: Sequence[str]
 ) -> tuple[list[Problem], list[Problem]]:
-    """LR112 for the keys of a source's config that nobody knows, and a note, LR318, for those that
-    the rule file lists without reading them.
+    """LR112 for unknown keys of a source's config, and a note (LR318) for keys that the rule file
+    lists without reading them.
 
     Args:
         source: the config that describes the language model.
@@ -57,8 +57,8 @@ def list_values(source: Mapping[str, Any], keys: Iterable[str]) -> str:
 def sort_keys(
     rules: RuleFile, source: Mapping[str, Any], keys: Sequence[str]
 ) -> tuple[list[str], list[str]]:
-    """Sort keys that nobody reads and that have a value: those that the rule file lists, and those
-    that it refuses or doesn't know.
+    """Sort unread keys that have a value into two lists: keys that the rule file lists as `told`,
+    and keys that it refuses or doesn't know.
     """
     kinds = {key: _kind(rules, key) for key in keys if source[key] not in _NOTHING}
     return (
@@ -80,7 +80,7 @@ def shortened(value: Any) -> str:
 
 
 def _read_by(rules: RuleFile) -> set[str]:
-    """Every key of a source's config that a rule file asks for."""
+    """Every key of a source's config that a rule file reads."""
     text, made = rules.text, rules.text.processor or Processor()
     parts = [part for part in (made.image_processor, made.video_processor) if part is not None]
     conditions = (

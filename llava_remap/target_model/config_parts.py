@@ -1,4 +1,4 @@
-"""The parts of a model that the sources' configs describe: the language model, towers."""
+"""Finds the parts of a model in the sources' configs: the language model and the towers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llava_remap.target_model.presets import TOWER_DEFAULTS
 from llava_remap.target_model.text_model import IDLE, OLD_ROPE, TextModel, read_text_model, without
 from llava_remap.target_model.values import Values
 
-#: Where a rule file says which kind of language model it is for, if it does.
+#: The key of `target.config` with which a rule file may set the kind of language model.
 TEXT_KIND = "text_config.model_type"
 
 _GIVE = "Give the language model's config and tokenizer: --source language_model=DIR."
@@ -21,7 +21,7 @@ def text_config(configs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | Non
     """The source's config that describes the language model: the first that has sizes and isn't a
     tower's.
 
-    The values of a `text_config` in it are put on top of those around it: rules ask for both.
+    Values of its `text_config` override the values around it, since rules may read both.
     """
     found = next(filter(_has_text, configs), None)
     if found is None or not isinstance(inner := found.get("text_config"), Mapping):
@@ -37,7 +37,7 @@ def _has_text(config: Mapping[str, Any]) -> bool:
 
 
 def require_text_config(configs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """Like `text_config`, but LR112 where no config describes the language model."""
+    """Like `text_config`, but LR112 if no config describes the language model."""
     if (found := text_config(configs)) is None:
         raise ConfigError.of(
             "LR112", "no source has a config.json that describes the language model.", _GIVE
@@ -51,10 +51,10 @@ def text_model_of(
     """The language model that the sources' configs describe, read by its class in transformers.
 
     Args:
-        over: the rule file's own values, which count more.
+        over: the rule file's own values, which take precedence.
 
     Raises:
-        RemapError: as `read_text_model`; LR112 where no config describes it.
+        RemapError: as `read_text_model`; LR112 if no config describes the language model.
     """
     merged, target = require_text_config(configs), rules.target
     kind = target.config.get(TEXT_KIND)
@@ -75,7 +75,7 @@ def text_model_of(
 
 
 def _laid_over(source: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """A config with other values. Rope has two spellings: where one is written, the other goes."""
+    """A config with other values. Rope has two spellings: setting one removes the other."""
     gone: set[str] = set()
     if "rope_parameters" in over:
         gone = OLD_ROPE - over.keys()
@@ -89,7 +89,7 @@ def text_differences(
 ) -> list[str]:
     """Differences between two configs that change the language model's computation.
 
-    Keys missing from either config are ignored, except rope: without its keys, it is the class's
+    Keys missing from either config are ignored, except for rope: without keys, it has the class's
     default.
 
     Raises:
@@ -105,7 +105,7 @@ def text_differences(
 
 
 def _is_tower(config: Mapping[str, Any]) -> bool:
-    """Whether a config is that of a two-part model (CLIP), whose text half is no language model."""
+    """Whether a config belongs to a two-part model (CLIP). Its text half is no language model."""
     return (
         f"{config.get('model_type')}_vision_model" in TOWER_DEFAULTS
         or str(config["text_config"].get("model_type")).endswith("_text_model")
@@ -123,8 +123,8 @@ def _vision_config(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def own_vision_configs(configs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The towers' own configs: those of separate tower checkpoints before one inside the language
-    model's config.
+    """The towers' own configs. Configs of separate tower checkpoints come before a `vision_config`
+    in the language model's config.
     """
     towers_first = sorted(
         configs,

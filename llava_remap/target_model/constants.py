@@ -1,5 +1,5 @@
-"""Constants of a rule file that the target's class refuses. They are the rule file's mistake,
-whatever the sources' configs say.
+"""Finds constants of a rule file that the target's class refuses. They are mistakes of the rule
+file, whatever the sources' configs say.
 """
 
 from __future__ import annotations
@@ -21,9 +21,7 @@ _KINDS = ("model_type", TEXT_KIND)
 
 
 def constants_of(value: ConfigValue, place: Place) -> Iterator[tuple[Place, Any]]:
-    """Every constant that a config value can become, with its place in the rule file. Null says
-    nothing and is left out.
-    """
+    """Every constant that a config value can become, except null, with its place in the file."""
     for number, case in enumerate(value.cases):
         yield from constants_of(case, (*place, "cases", number))
     said: dict[Place, Any] = {
@@ -37,11 +35,11 @@ def constants_of(value: ConfigValue, place: Place) -> Iterator[tuple[Place, Any]
 def refused_constants(
     class_name: str, config: Mapping[str, Any], constants: Mapping[str, Any]
 ) -> dict[str, tuple[str, str]]:
-    """The constants in a config that keep the class from being built, each with the reason and
-    the value that was meant.
+    """The constants in a config that keep the class from being built, each with the reason and a
+    suggestion.
 
-    All constants are taken out of the config, then put back one after the other. The answer is
-    empty where the class refuses the config without them, too.
+    All constants are removed from the config, then set one after the other. The result is empty if
+    the class refuses the config even without them.
     """
     tried = json.loads(json.dumps(config))
     tried["pad_token_id"] = None
@@ -93,7 +91,7 @@ def suggest(
     known: Collection[str],
     otherwise: str = "Take it out, or write the name that it has there.",
 ) -> str:
-    """A question that names the known words that are spelt nearly like a word."""
+    """A suggestion: the known words that are spelt most like a word, or else other advice."""
     spelt = {name.lower(): name for name in known}
     near = difflib.get_close_matches(word.lower(), spelt, 2)
     return (
@@ -110,8 +108,8 @@ def _refusal(class_name: str, config: Mapping[str, Any]) -> RemapError | None:
 
 
 def _nearest(value: str, reason: str) -> str:
-    """The value that was meant: a word of transformers' own reason, which lists the known ones, or
-    an activation.
+    """Suggest a value: a word from transformers' reason, which lists known values, or an
+    activation.
     """
     from transformers.activations import ACT2FN
 
@@ -120,7 +118,7 @@ def _nearest(value: str, reason: str) -> str:
 
 
 def set_value(config: dict[str, Any], key: str, value: Any) -> None:
-    """Set a value under a key with dots; None takes it out."""
+    """Set the value of a key with dots; None removes the key."""
     *parents, last = key.split(".")
     for parent in parents:
         config = config.setdefault(parent, {})

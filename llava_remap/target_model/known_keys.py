@@ -1,5 +1,5 @@
-"""Does transformers know the keys and values that a rule file writes into the target's config? A
-misspelt key would do nothing.
+"""Checks that transformers knows the keys and values that a rule file writes into the target's
+config. A misspelt key would do nothing.
 """
 
 from __future__ import annotations
@@ -37,27 +37,26 @@ _GENERAL = frozenset(
 )
 _ROPE = ("rope_parameters", "rope_scaling")
 _ENDING = "ForConditionalGeneration"
-#: Found in the type of a field that can have parts.
+#: Matches the type of a field that can have parts.
 _HAS_PARTS = re.compile(r"dict|Config|RopeParameters|Any")
-#: Keys, each with the keys inside: empty where a key has no parts, None where anything may be
-#: inside.
+#: Key → the keys inside: empty if it has no parts, None if anything may be inside.
 Keys = Mapping[str, Any]
 _Fields = dict[str, dict[str, Any] | None]
 
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """What the installed transformers knows of a class.
+    """Facts of a class in the installed transformers.
 
     Attributes:
         version: the version of transformers.
-        classes: where there is no such class, classes with a similar name; else None, and the other
-            attributes are set.
+        classes: classes with a similar name, if there is no such class. Otherwise None, and the
+            other attributes are set.
         model_type: the `model_type` of the class's config.
         kinds: every `model_type` of a language model.
         keys: the keys of the class's config.
-        refused: by key, why the class refuses the value, and what to write.
-        processors: names of classes, by the kind of processor.
+        refused: key → why the class refuses the value, and what to write.
+        processors: kind of processor → names of classes.
     """
 
     version: str
@@ -70,14 +69,14 @@ class _Known:
 
 
 def unknown_target(rules: RuleFile, kind: str | None = None) -> list[Problem]:
-    """LR201, with its place, for all of a rule file's target that the installed transformers
+    """LR201, with its place, for everything in a rule file's target that the installed transformers
     doesn't know: the class, kinds of language models, keys, values that are words, and classes of
     processors.
 
     Args:
-        kind: the `model_type` of the language model, where the sources tell it. Keys are compared
-            with this language model's class; without a kind, with the class that the rule file
-            names, or with all classes.
+        kind: the `model_type` of the language model, if the sources show it. Keys are compared with
+            this language model's class. Without a kind, they are compared with the class that the
+            rule file names, or with all classes.
     """
     if rules.text.target is None or rules.text.target.class_ is None:
         return []
@@ -126,9 +125,7 @@ def _known_of(rules: RuleFile, kind: str | None) -> _Known:
 
 
 def keys_without_use(rules: RuleFile, class_name: str) -> list[str]:
-    """The keys of the target's config in a rule file, without dots, that a class's config
-    doesn't have.
-    """
+    """The keys of a rule file's `target.config` whose first part a class's config doesn't have."""
     known = _known(class_name, None, {}).keys
     return [
         key
@@ -138,7 +135,7 @@ def keys_without_use(rules: RuleFile, class_name: str) -> list[str]:
 
 
 def _is_taken_away(value: ConfigValue) -> bool:
-    """Whether a rule file takes an inherited key away."""
+    """Whether a value removes an inherited key."""
     return value.const is None and "const" in value.model_fields_set
 
 
@@ -152,7 +149,7 @@ def _known(class_name: str, kind: str | None, words: Mapping[str, str]) -> _Know
 
 
 def _unknown(rules: RuleFile, known: _Known) -> Iterator[tuple[Place, str, str]]:
-    """All that transformers doesn't know: the place, the cause, and the fix."""
+    """Place, cause and fix for everything that transformers doesn't know."""
     target, version = rules.target, known.version
     if known.classes is not None:
         yield (
@@ -353,7 +350,7 @@ def _ask(class_name: str, kind: str | None, words: Mapping[str, str]) -> dict[st
 
 
 def _fields(*config_classes: Any) -> _Fields:
-    """The keys that one of the classes knows: None where anything may be inside, else empty."""
+    """The keys that one of the classes knows → None if anything may be inside, else empty."""
     found: _Fields = {}
     for config_class in config_classes:
         own: _Fields = {

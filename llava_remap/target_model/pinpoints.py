@@ -1,6 +1,4 @@
-"""The sizes in which a tiled image is shown to the model: LLaVA's `image_grid_pinpoints`, as
-transformers wants them.
-"""
+"""Converts LLaVA's `image_grid_pinpoints`, the sizes of a tiled image, to those of transformers."""
 
 from __future__ import annotations
 
@@ -17,9 +15,9 @@ _RANGE = re.compile(r"\(?(\d{1,3})x(\d{1,3})\)?,\s*\.\.\.,\s*\(?(\d{1,3})x(\d{1,
 def grid_pinpoints(where: str, value: Any, side: int) -> list[list[int]]:
     """`[height, width]` pairs in pixels.
 
-    LLaVA compares them with an image's `(width, height)` (`select_best_resolution` of its
-    `mm_utils.py`), transformers with its `(height, width)`. The order of the pairs stays, since the
-    first of two equally good ones is taken.
+    LLaVA compares the pairs with an image's `(width, height)` (`select_best_resolution` of its
+    `mm_utils.py`), transformers with the image's `(height, width)`. The order of the pairs is kept,
+    since both take the first of two equally good pairs.
 
     Args:
         where: the rule file's value, for messages.
@@ -53,7 +51,7 @@ def _pairs(value: Any, side: int) -> Any:
         first_width, first_height, last_width, last_height = map(int, found.groups())
         widths, heights = range(first_width, last_width + 1), range(first_height, last_height + 1)
         return [[width * side, height * side] for width in widths for height in heights]
-    try:  # a list as training scripts take it on the command line
+    try:  # a list, as on the command line of training scripts
         return json.loads(value.replace("(", "[").replace(")", "]"))
     except ValueError:
         return None

@@ -1,8 +1,7 @@
-"""Presets: numbers that tensors can't show and that are the same for every copy of a well-known
-part.
+"""Presets of well-known parts: values that tensors can't show and that are the same in every copy.
 
-A preset is used only where the sources' own configs say nothing, and only if it has all sizes that
-the tensors show.
+A preset is used only if the sources' own configs don't have the values, and if its sizes are those
+of the tensors.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-#: Default values of a vision config, from the transformers classes; the same in 4.46 to 5.23.
+#: Default values of a vision config in the transformers classes, unchanged from 4.46 to 5.23.
 TOWER_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "clip_vision_model": {
         "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
@@ -49,21 +48,20 @@ TOWERS: Mapping[str, Mapping[str, Any]] = {
 #: Vision configs of the stock towers by the last part of their names.
 STOCK = {name.rpartition("/")[2]: preset for name, preset in TOWERS.items()}
 
-#: Kinds of language models whose class multiplies embeddings by the root of hidden_size: up to
-#: transformers 5.0 the embeddings of words and of pictures, in 5.23 those of words alone. The
-#: installed class doesn't tell how other versions compute.
+#: Kinds of language models whose class multiplies embeddings by the root of hidden_size. Up to
+#: transformers 5.0 this applied to words and pictures, in 5.23 only to words. The installed class
+#: doesn't show how other versions compute.
 SCALED_PICTURES = ("gemma", "gemma2", "vaultgemma")
 
-#: Tokenizer config by the text model's type, for a tokenizer whose own config names no class (the
-#: defaults of 4.31).
+#: The text model's type → tokenizer config (the defaults of 4.31), for a tokenizer whose own config
+#: names no class.
 TOKENIZERS: Mapping[str, Mapping[str, Any]] = {
     "llama": {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "add_eos_token": False},
     "mistral": {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "add_eos_token": False},
     "qwen2": {"tokenizer_class": "Qwen2Tokenizer"},
 }
 
-#: Special tokens by id, and the roles that tokenizers give them, by kind of text model. A config's
-#: ids tell the kind.
+#: For each kind of text model: id → special token, and role → id. A config's ids show the kind.
 SPECIAL_TOKENS: Sequence[tuple[Mapping[int, str], Mapping[str, int]]] = (
     # Llama, Mistral
     (
@@ -92,7 +90,7 @@ SPECIAL_TOKENS: Sequence[tuple[Mapping[int, str], Mapping[str, int]]] = (
     ),
 )
 
-#: Image processors of the stock towers, without sizes; used where no source has a
+#: Image processors of the stock towers, without sizes, for sources without a
 #: `preprocessor_config.json`.
 IMAGE_PROCESSORS: Mapping[str, Mapping[str, Any]] = {
     "clip_vision_model": {
@@ -111,8 +109,8 @@ IMAGE_PROCESSORS: Mapping[str, Mapping[str, Any]] = {
 
 
 def stock_name(named: str | None) -> str | None:
-    """The stock tower that a hub id or a path names, a hub's cache (`models--ORG--NAME`)
-    included; else the path's last part.
+    """The stock tower that a hub id or a path names, even a path in a hub's cache
+    (`models--ORG--NAME`); or else the path's last part.
     """
     parts = [part.split("--")[-1] for part in re.split(r"[/\\]", named or "") if part]
     return next((part for part in parts if part in STOCK), parts[-1] if parts else None)

@@ -1,13 +1,13 @@
-"""Does the target's class compute the logits that the language model's own class computes?
+"""Checks that the target's class computes the same logits as the language model's own class.
 
 A class for text and pictures has the same language model inside, but puts a plain matrix on top of
-it, and gives it embeddings in place of ids. Anything else that the language model's own class does
-(a bias of the head, a soft cap, a scale of logits, tables that are asked by id) would be lost in
-silence. So both classes are run here, at their real widths and with made-up numbers. The layers are
-the same modules in both: they are not run, only their inputs are compared. So the comparison takes
-little memory.
+it, and gives it embeddings in place of ids. Anything else in the language model's own class (a bias
+of the head, a soft cap, a scale of logits, tables that are read by id) would be lost silently. So
+both classes are run here, at their real widths and with made-up numbers. The layers are the same
+modules in both. They aren't run; only their inputs are compared. So the comparison takes little
+memory.
 
-The module imports torch and transformers, so it is imported only where classes are compared.
+This module imports torch and transformers, so it is imported only to compare classes.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ import transformers
 
 from llava_remap.core.problem import ConfigError
 
-#: Rows of the vocabulary and the ids that both classes are tried with.
+#: Rows of the vocabulary and ids for running both classes.
 _ROWS, _IDS = 64, (5, 9, 3, 3, 40, 7, 63)
-#: Numbers outside the layers at most. A model with more (tables for every layer) isn't tried.
+#: The most numbers outside the layers. A model with more (tables for every layer) isn't run.
 _MOST = 300_000_000
 #: The table that the classes for text and pictures tie their head to.
 _TABLE = "embed_tokens.weight"
@@ -39,16 +39,16 @@ _TOWER = {
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """A language model's own class beside the class that it becomes a part of.
+    """A language model's own class, compared with the class that it becomes a part of.
 
     Attributes:
-        embedding: name of the table of token embeddings inside the language model; empty where no
+        embedding: name of the table of token embeddings inside the language model; empty if no
             model can be built.
-        differs: why the two compute different logits, in words; empty where they compute the same.
+        differs: why the two compute different logits, in words; empty if they compute the same.
         renamed: which versions of transformers look for the language model under other names, in
             words; empty for none.
-        norms_about_one: whether its norms multiply by their weights, and not by 1 + the weights, so
-            that the weights are about 1.
+        norms_about_one: whether its norms multiply by their weights, which are then about 1, and
+            not by 1 + the weights.
     """
 
     embedding: str
@@ -65,7 +65,7 @@ def compare_classes(config: Any, target_class: str) -> Compared:
         target_class: name of the class for text and pictures.
 
     Raises:
-        RemapError: LR112 where the language model's own class can't be built from the config.
+        RemapError: LR112 if the language model's own class can't be built from the config.
     """
     config = deepcopy(config)
     config.vocab_size = _ROWS
@@ -130,8 +130,8 @@ def _describe(error: Exception) -> str:
 
 
 def _norms_multiply(model: Any) -> bool:
-    """Whether every kind of norm in a model gives zeros where its weights are zeros, and doesn't
-    add one to them.
+    """Whether every kind of norm in a model gives zeros if its weights are zeros. A norm that adds
+    one to its weights doesn't.
     """
     norms = {
         type(module): module
@@ -148,17 +148,17 @@ def _norms_multiply(model: Any) -> bool:
             contextlib.suppress(Exception),
             torch.device("cpu"),
             torch.no_grad(),
-        ):  # one with a gate wants more than a tensor
+        ):  # a norm with a gate needs more than one tensor
             if norm(torch.arange(1.0, weight.numel() + 1).view(1, 1, -1)).any():
                 return False
     return True
 
 
 def _compare(own: Any, whole: Any) -> str:
-    """Why two models compute different logits, in words; empty where they compute the same.
+    """Why two models compute different logits, in words; empty if they compute the same.
 
     Raises:
-        ValueError: where the comparison would prove nothing.
+        ValueError: if the comparison would prove nothing.
     """
     base, inside = own.base_model, whole.base_model.language_model
     own_class, base_class, target, part = (
@@ -174,7 +174,7 @@ def _compare(own: Any, whole: Any) -> str:
         _fill(model, stack)
     head = own.get_output_embeddings().weight
     whole.get_output_embeddings().weight = head
-    for returns_tuple in (False, True):  # the layers of some models give a tuple back
+    for returns_tuple in (False, True):  # the layers of some models return a tuple
         given = [_stub(stack, returns_tuple) for stack in layers]
         try:
             with _read_outside(own, base) as read:
@@ -210,8 +210,8 @@ def _logits(model: Any) -> Any:
 
 
 def _matters(model: Any, key: str, logits: Any) -> bool:
-    """Whether the logits change with the value of a key, which a model may have as an attribute,
-    too.
+    """Whether the logits change with the value of a key. The model may have a copy of the value as
+    an attribute.
     """
     value = getattr(model.config, key)
     if not isinstance(value, (int, float)):
@@ -240,7 +240,7 @@ def _layers(model: Any) -> Any:
 
 
 def _fill(model: Any, layers: Any) -> None:
-    """Give made-up numbers, the same every time, to all empty tensors outside the layers."""
+    """Fill all empty tensors outside the layers with made-up numbers, the same every time."""
     inside = set(layers.modules())
     empty = [
         (names, name)
@@ -256,7 +256,7 @@ def _fill(model: Any, layers: Any) -> None:
     for names, name in empty:
         value = names[name]
         if id(value) not in made:
-            # Never zero: a product with zero would hide the other factor.
+            # Never zero, since a product with zero would hide the other factor.
             real = (
                 torch.rand(value.shape, generator=numbers) + 0.1
                 if value.is_floating_point()
@@ -271,11 +271,11 @@ def _fill(model: Any, layers: Any) -> None:
 
 
 def _stub(layers: Any, returns_tuple: bool) -> list[Any]:
-    """Let layers return their hidden states unchanged. The list gets each call's arguments."""
+    """Let layers return their hidden states unchanged. Each call's arguments go into the list."""
     calls: list[Any] = []
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        # Arguments that ask for more outputs change no number.
+        # Arguments that request further outputs change no number.
         kept = {k: v for k, v in kwargs.items() if not k.startswith(("output_", "logits_to_keep"))}
         calls.append((args, kept))
         states = args[0] if args else kwargs["hidden_states"]
@@ -298,8 +298,8 @@ def _same(one: Any, other: Any) -> bool:
 
 @contextlib.contextmanager
 def _read_outside(model: Any, base: Any) -> Iterator[set[str]]:
-    """The keys of its config that a model reads outside its base, or has as attributes: its head
-    may compute with them.
+    """The config keys that a model reads outside its base or has as attributes. Its head may
+    compute with them.
     """
     kind = type(model.config)
     keys = (

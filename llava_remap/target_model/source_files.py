@@ -1,8 +1,8 @@
-"""Checks the small JSON files of a source: keys that this package or transformers reads have values
-of the right kind.
+"""Checks the small JSON files of a source: keys that this package or transformers reads must have
+values of the right kind.
 
-Keys of a language model's own config are not checked here: its class in transformers checks them,
-and so does a rule file's target class.
+Keys of a language model's own config aren't checked here: its class in transformers and the rule
+file's target class check them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from llava_remap.target_model.config_keys import shortened
 
 
 def _needed(kind: Any, words: str, **limits: Any) -> Any:
-    """A kind of value. Any other value is refused with the words that say what is needed."""
+    """A kind of value. Any other value is refused, with `words` for what is needed."""
 
     def check(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
         try:
@@ -58,20 +58,20 @@ _Side = _needed(Literal["left", "right"] | None, "left or right")
 
 
 class _Strict(BaseModel):
-    """Values of exactly the kinds that are wanted."""
+    """Values aren't coerced."""
 
     model_config = ConfigDict(strict=True)
 
 
 def _object(base: type[BaseModel] = _Strict, /, **kinds: Any) -> Any:
-    """A model of a JSON object: a kind of value by key. Each key may be absent, and any other key
-    may have any value.
+    """A model of a JSON object: key → kind of value. Each key may be absent, and any other key may
+    have any value.
     """
     fields: dict[str, Any] = {key: (kind, None) for key, kind in kinds.items()}
     return create_model("_Object", __base__=base, **fields)
 
 
-#: A tower's own config, for values that tensors don't show.
+#: A tower's own config.
 _Tower = _object(
     model_type=_Text,
     hidden_size=_Size,
@@ -86,7 +86,7 @@ _Tower = _object(
 )
 
 
-#: The config of a source, of whatever kind.
+#: The config of any source.
 _Source = _object(
     model_type=_Text,
     architectures=_Texts,
@@ -118,7 +118,7 @@ _Source = _object(
 )
 
 
-#: A token with the flags that say where it is found in a text.
+#: A token with its flags for finding it in a text.
 _AddedToken: Any = create_model(
     "_AddedToken",
     __base__=_Strict,
@@ -232,7 +232,7 @@ _ImageProcessor = _object(
 )
 
 
-#: `processor_config.json`; what 5.x puts into it are configs of their own.
+#: `processor_config.json`. 5.x puts the image processor's and video processor's configs into it.
 _Processor = _object(
     processor_class=_Text,
     image_processor=_ImageProcessor | None,
@@ -261,8 +261,8 @@ def read_beside(folder: Path, name: str) -> dict[str, Any]:
     """The object in a JSON file beside a checkpoint's weights; empty without the file.
 
     Raises:
-        RemapError: LR113 for a file that is no JSON object, and for every key in it with a value of
-            a wrong kind; LR100 for a file that can't be read.
+        RemapError: LR113 if the file is no JSON object, and for every key with a value of a wrong
+            kind; LR100 if the file can't be read.
     """
     path, fix = folder / name, "Replace it by the original one."
     content = read_object(path, "LR113", fix, unique=False) if has_file(path) else {}
@@ -273,7 +273,7 @@ def read_beside(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _odd_words(name: str, content: Mapping[str, Any]) -> Iterator[str]:
-    """The first word without an id, in a file of words and ids."""
+    """The first word with an invalid id, in a file of words and ids."""
     for word, i in content.items() if name in ("added_tokens.json", "vocab.json") else ():
         if type(i) is not int or i < 0:
             yield f"{word[:60]}: {shortened(i)}; a token's id is needed."
@@ -298,7 +298,7 @@ def odd_values(location: str, config: Mapping[str, Any]) -> list[Problem]:
 
 
 def _too_large(config: Mapping[str, Any], within: str = "") -> Iterator[str]:
-    """The keys with whole numbers of more than 64 bits: no size, count or id has such a value."""
+    """Keys with whole numbers of more than 64 bits. No size, count or id has such a value."""
     for key, value in config.items():
         if isinstance(value, Mapping):
             yield from _too_large(value, f"{within}{key}.")
@@ -307,7 +307,7 @@ def _too_large(config: Mapping[str, Any], within: str = "") -> Iterator[str]:
 
 
 def _odd(kind: type[BaseModel], content: Mapping[str, Any]) -> Iterator[str]:
-    """The keys with a value of a wrong kind, each with its value and what is needed."""
+    """Keys with a value of a wrong kind, each with its value and the kind that is needed."""
     try:
         kind.model_validate(content)
     except ValidationError as error:

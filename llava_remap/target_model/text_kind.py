@@ -1,4 +1,4 @@
-"""The kind of a language model: the `model_type` that the installed transformers has for it."""
+"""Finds the kind of a language model: its `model_type` in the installed transformers."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any
 from llava_remap.core.cache import cached_value
 from llava_remap.core.problem import ConfigError, refuse
 
-#: The end of a class's name, behind the name of the model.
+#: The end of a class's name, after the name of the model.
 _ENDING = re.compile(r"(ForCausalLM|LMHeadModel|ForConditionalGeneration|Model)$")
 
 
 def text_kind(
     source: Mapping[str, Any], forks: Mapping[str, str], said: str | None
 ) -> tuple[str, str]:
-    """The `model_type` of the language model; and the name that told it by its end, if no name
-    tells it otherwise.
+    """The `model_type` of the language model; and the name whose end showed it, if nothing else
+    did.
 
     Raises:
-        RemapError: LR112 where the config doesn't tell its kind or contradicts itself; LR201 where
+        RemapError: LR112 if the config doesn't show the kind or contradicts itself; LR201 if
             transformers has no language model of the type `said`.
     """
     kinds = class_names()
@@ -44,7 +44,7 @@ def text_kind(
         for name in named
         if name not in forks and (of := name if name in kinds else _of_class(name, named))
     }
-    # A fork whose name doesn't end in its kind overrules all names with that end.
+    # If the end of a fork's name shows another kind than the fork's, such ends count for no name.
     overruled = {end for name, of in by_fork.items() if (end := _by_ending(name)) not in (None, of)}
     ends = {
         name: of
@@ -85,14 +85,14 @@ def _list_kinds(kinds: Mapping[str, str]) -> str:
 
 
 def _named(source: Mapping[str, Any]) -> list[str]:
-    """The names that a config has for its model: its type and its classes."""
+    """The names of the model in a config: its type and its classes."""
     classes = source.get("architectures")
     said = [source.get("model_type"), *(classes if isinstance(classes, list) else [classes])]
     return list(dict.fromkeys(name for name in said if isinstance(name, str) and name))
 
 
 def class_names() -> dict[str, str]:
-    """The classes of language models that transformers has, by `model_type`."""
+    """`model_type` → class, for every language model of transformers."""
     return cached_value("language_models", {}, _ask_class_names, _Classes).classes
 
 
@@ -115,8 +115,8 @@ def _ask_class_names() -> dict[str, dict[str, str]]:
 
 
 def _of_class(name: str, beside: Collection[str]) -> str | None:
-    """The kind whose class has this name; of several the kind that is named beside it, else the
-    kind that is spelt like it.
+    """The kind whose class has this name. Of several kinds, the one in `beside` is preferred, then
+    the one that is spelt like the class.
     """
     found = [kind for kind, other in class_names().items() if other == name]
     named = [kind for kind in found if kind in beside]
@@ -125,7 +125,7 @@ def _of_class(name: str, beside: Collection[str]) -> str | None:
 
 
 def _by_ending(name: str) -> str | None:
-    """The kind that a name of research code ends in: LlavaGemma2ForCausalLM, llava_gemma2."""
+    """The kind at the end of a name in research code: LlavaGemma2ForCausalLM, llava_gemma2."""
     stems = {_stem(other): kind for kind, other in reversed(class_names().items())} | {
         _letters(kind): kind for kind in class_names()
     }

@@ -1,9 +1,8 @@
-"""The language model: its kind, and the keys of the source's config that its own class in
+"""Reads the language model from the source's config: its kind, and the keys that its class in
 transformers knows.
 
-Nothing here lists the keys of a kind of language model: the installed transformers is asked. So a
-key is carried over because the class knows it, and a key that the class doesn't know is reported,
-never dropped in silence.
+No list of keys is kept here: the installed transformers is asked. A key is carried over because the
+class knows it. A key that the class doesn't know is reported, never dropped silently.
 """
 
 from __future__ import annotations
@@ -28,15 +27,15 @@ _MEND = "Mend the source's config.json."
 IDLE = re.compile(
     r"_token_id$|^(architectures|vocab_size|use_cache|initializer_range|max_position_embeddings|pretraining_tp)$|dropout"
 )
-#: Sizes that a config has to say. The class's defaults would make another model.
+#: Sizes that a config must have. The class's defaults would make another model.
 _NEEDED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-#: Keys of 4.x, and those in the `rope_parameters` of 5.x. The first set that the class itself reads
-#: as the same rope is written.
+#: Key of 4.x → key in the `rope_parameters` of 5.x. The first set that the class reads as the same
+#: rope is written.
 _ROPE_KEYS = (
     {"rope_theta": "rope_theta", "partial_rotary_factor": "partial_rotary_factor"},
     {"rotary_emb_base": "rope_theta", "rotary_pct": "partial_rotary_factor"},
 )
-#: All keys of 4.x that 5.x has in `rope_parameters`.
+#: All keys of 4.x whose values 5.x has in `rope_parameters`.
 OLD_ROPE = {"rope_scaling", "rope_local_base_freq"}.union(*_ROPE_KEYS)
 
 
@@ -46,18 +45,18 @@ class TextModel:
 
     Attributes:
         kind: its `model_type`.
-        known_by: the name in the source's config that ends in the kind's name, where nothing says
-            the kind itself.
+        known_by: the name in the source's config that ends in the kind's name, if nothing else
+            shows the kind.
         config: the keys that the class knows, in the spellings of 4.x and of 5.x, without the size
             of the vocabulary.
-        embedding: name of the table of token embeddings in the classic layout; empty where the
-            class can't be built.
+        embedding: name of the table of token embeddings in the classic layout; empty if the class
+            can't be built.
         unknown: the keys of the source's config that the class doesn't know.
-        newer: why older versions of transformers don't open it or compute something else, in words;
-            empty where all versions compute the same.
+        newer: why older versions of transformers can't open the model or compute something else, in
+            words; empty if all versions compute the same.
         differs: why the target's class computes other logits than the language model's own class,
-            in words; empty where both compute the same.
-        norms_about_one: whether its norms multiply by their weights, so that these are about 1.
+            in words; empty if both compute the same.
+        norms_about_one: whether its norms multiply by their weights, which are then about 1.
     """
 
     kind: str
@@ -77,21 +76,21 @@ def read_text_model(
     said: str | None = None,
     around: Mapping[str, Any] | None = None,
 ) -> TextModel:
-    """Ask the installed transformers what a source's config says of the language model.
+    """Ask the installed transformers how it reads a source's config of a language model.
 
     Args:
         source: the config that describes the language model.
         target_class: the class that the language model becomes a part of.
         forks: class names or `model_type`s of research code, each with the `model_type` of the
             language model that it derives from.
-        said: the `model_type` that the rule file says.
-        around: the config around `source`, where `source` is a `text_config` with a type of its
-            own: such a `text_config` may leave out the class's defaults. None otherwise.
+        said: the `model_type` in the rule file.
+        around: the config around `source` if `source` is a `text_config` with its own type, which
+            may leave out the class's defaults; otherwise None.
 
     Raises:
-        RemapError: LR112 where the kind can't be known, or the config lacks a size, contradicts
-            itself or has an impossible value; LR201 where transformers has no language model of
-            the type `said`.
+        RemapError: LR112 if the kind is unknown, or if the config lacks a size, contradicts itself
+            or has an impossible value; LR201 if transformers has no language model of the type
+            `said`.
     """
     return cached_value(
         "text_model",
@@ -127,7 +126,7 @@ def _ask(
     given = {key: value for key, value in source.items() if key not in general and key[:1] != "_"}
     known = {key: value for key, value in given.items() if key in own or key in aliases}
     _check_sizes(config_class, own, known, needed=around is None)
-    # Some keys the class works out itself, and saves.
+    # The class computes some keys itself, and saves them.
     own |= _values(_build(config_class, known)).keys() - {*general, "output_attentions"}
     known = {key: value for key, value in given.items() if key in own or key in aliases}
     old = {key: value for key, value in given.items() if key in OLD_ROPE}
@@ -153,9 +152,9 @@ def _ask(
     } | {"tie_word_embeddings": tied}
     new = values.get("rope_parameters") or {}
     if isinstance(new, dict) and "rope_type" in new:
-        new.pop("type", None)  # its name in the oldest configs
+        new.pop("type", None)  # the name of rope_type in the oldest configs
     if values.get("head_dim", 0) is None:
-        # Newer classes divide by it. Without the key all versions take hidden_size / heads.
+        # Newer classes divide by head_dim. Without the key, all versions take hidden_size / heads.
         del values["head_dim"]
     rope = old_rope(config_class, values)
     compared = compare_classes(config, target_class)
@@ -163,7 +162,7 @@ def _ask(
         "model_type": kind,
         "architectures": [class_names()[kind]],
         **values,
-        # Older versions may know the other name alone.
+        # Older versions may know only the other name.
         **{alias: values[name] for alias, name in aliases.items() if name in values},
         **(rope or {}),
         **older,
@@ -197,8 +196,8 @@ def _ask(
 
 
 def _check_rope(config_class: Any, known: Mapping[str, Any], older: Mapping[str, Any]) -> None:
-    """LR112 where `rope_parameters` of 5.x and the keys of 4.x beside it differ: each version of
-    transformers would read its own.
+    """LR112 if `rope_parameters` of 5.x and the keys of 4.x differ: each version of transformers
+    would read its own keys.
     """
     if not isinstance(known.get("rope_parameters"), Mapping) or not older:
         return
@@ -248,7 +247,7 @@ def _check_rope_keys(config_class: Any, class_name: str, values: Mapping[str, An
 
 
 def _leaves(place: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """The values inside a mapping and the mappings in it, each with its place; none for any other
+    """The values inside a mapping and its nested mappings, each with its place; none for any other
     value.
     """
     for key, inside in value.items() if isinstance(value, Mapping) else ():
@@ -259,7 +258,7 @@ def _leaves(place: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _check_around(around: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    """LR112 where the config around a `text_config` contradicts it on the language model."""
+    """LR112 if the config around a `text_config` contradicts its values for the language model."""
     odd = [
         f"{key}: {value!r} around it and {config[key]!r} inside"
         for key, value in around.items()
@@ -282,7 +281,7 @@ def _build(config_class: Any, values: Mapping[str, Any]) -> Any:
     """The class's config; LR112 for values that the class refuses."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that a key is an older one
+            warnings.simplefilter("ignore")  # warnings about older keys
             return make_config(config_class, values)
     except Exception as error:  # whatever the class raises: the config is the user's
         raise ConfigError.of(
@@ -294,8 +293,8 @@ def _build(config_class: Any, values: Mapping[str, Any]) -> Any:
 
 
 def _values(config: Any) -> dict[str, Any]:
-    """All values of a config but transformers' own, as its JSON has them: infinity is spelt out
-    there.
+    """All values of a config except transformers' own, in the form of JSON, which spells out
+    infinity.
     """
     values = json.loads(config.to_json_string(use_diff=False))
     return {key: value for key, value in values.items() if key[:1] != "_"}
@@ -304,12 +303,12 @@ def _values(config: Any) -> dict[str, Any]:
 def _is_older(
     config_class: Any, known: Mapping[str, Any], old: Mapping[str, Any], key: str, value: Any
 ) -> bool:
-    """Whether a key is a key of older versions that the class still reads: the rest of the config
-    changes with it.
+    """Whether a key is a key of older versions that the class still reads: it changes the rest of
+    the config.
 
-    The value may be the default, which changes nothing, so another value is tried as well. A key of
-    rope is tried without the newer key, which counts more, and with the other old ones (`old`):
-    without these a class may take its own default for all of them.
+    The value may be the default, which changes nothing, so another value is also tried. A key of
+    rope is tried without the newer key, which takes precedence, and with the other old keys
+    (`old`): without these, a class may use its own default for all of them.
     """
     numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
     configs = [known, without(known, "rope_parameters"), {**known, **without(old, key)}]
@@ -333,7 +332,7 @@ def without(values: Mapping[str, Any], *keys: str) -> dict[str, Any]:
 def _check_sizes(
     config_class: Any, own: set[str], known: Mapping[str, Any], *, needed: bool
 ) -> None:
-    """LR112 for a size that the class has and the config doesn't say as a whole number."""
+    """LR112 for a size of the class that isn't a whole number in the config."""
     for key in _NEEDED:
         name = config_class.attribute_map.get(key, key)
         value = known.get(key, known.get(name))
@@ -351,10 +350,10 @@ def _check_sizes(
 
 
 def old_rope(config_class: Any, values: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The keys that 4.x reads in place of `rope_parameters`. Without them, 4.x takes 10000 and no
-    scaling in silence.
+    """The keys that 4.x reads in place of `rope_parameters`. Without them, 4.x silently uses 10000
+    and no scaling.
 
-    None where the older keys can't say all of the class's `rope_parameters`.
+    None if the older keys can't express all of the class's `rope_parameters`.
     """
     new = values.get("rope_parameters")
     if not isinstance(new, Mapping):
@@ -367,7 +366,7 @@ def old_rope(config_class: Any, values: Mapping[str, Any]) -> dict[str, Any] | N
             said["rope_local_base_freq"] = local.get("rope_theta")
         for scaling in _old_scalings(without(flat, *keys.values())):
             older = {**said, "rope_scaling": scaling}
-            # The older keys can't say some kinds of rope at all.
+            # The older keys can't express some kinds of rope.
             with contextlib.suppress(RemapError):
                 made = _values(_build(config_class, without(values, "rope_parameters") | older))
                 turned = made.get("rope_parameters")
@@ -377,8 +376,8 @@ def old_rope(config_class: Any, values: Mapping[str, Any]) -> dict[str, Any] | N
 
 
 def _old_scalings(scaling: Mapping[str, Any]) -> Iterator[dict[str, Any] | None]:
-    """The forms that a `rope_scaling` has in 4.x."""
+    """The forms of `rope_scaling` in 4.x."""
     kind, factors = scaling.get("rope_type", "default"), without(scaling, "type", "rope_type")
-    if kind == "longrope":  # Phi-3's class wants its three factors and no more
+    if kind == "longrope":  # Phi-3's class accepts only its three factors
         yield {"type": kind} | {k: v for k, v in factors.items() if k.endswith("factor")}
     yield None if kind == "default" else {"rope_type": kind, **factors}

@@ -1,4 +1,4 @@
-"""The vision tower: its config, from its tensors first, its own config second, a preset last."""
+"""Derives the vision tower's config: from its tensors, then its own config, then a preset."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llava_remap.checkpoint import Tensor
 from llava_remap.core.problem import ConfigError, Problem, RemapError, refuse
 from llava_remap.target_model.presets import STOCK, TOWER_DEFAULTS, TOWERS, stock_name
 
-#: Keys of a vision config that are kept. No other key changes what the tower computes.
+#: Keys of a vision config that are kept. No other key changes the computation.
 _KEYS = (
     "num_attention_heads",
     "num_channels",
@@ -36,7 +36,7 @@ _GIVE = "Give the tower's own checkpoint, with its config.json: --source vision_
 
 
 class UnknownTowerError(ConfigError):
-    """Neither tensors nor configs tell what a tower computes; its own checkpoint would."""
+    """Neither tensors nor configs show what a tower computes. Its own checkpoint would."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +45,9 @@ class Tower:
 
     Attributes:
         config: the `vision_config` of the target.
-        facts: values that a rule file can ask for with `tower:` and `when:` (patch_size,
-            image_size, class_tokens, image_tokens, …).
-        notes: disagreements of tensors and configs; the tensors are believed.
+        facts: values for `tower:` and `when:` of a rule file (patch_size, image_size, class_tokens,
+            image_tokens, …).
+        notes: contradictions between tensors and configs, in which the tensors count.
     """
 
     config: Mapping[str, Any]
@@ -55,9 +55,7 @@ class Tower:
     notes: tuple[Problem, ...]
 
     def unlike(self, own: Mapping[str, Any]) -> list[str]:
-        """Differences by which a tower with the config `own` computes something else, whatever
-        the shapes of its tensors.
-        """
+        """Differences from the config `own` that change the tower's computation, in words."""
         other = {**TOWER_DEFAULTS[str(self.config["model_type"])], **own}
         return [
             f"{key} {self.config[key]!r} and {other[key]!r}"
@@ -86,16 +84,16 @@ def read_tower(
     Args:
         prefix: the start of the tower's names.
         tensors: the target's tensors by classic name.
-        own: the tower's own vision config, where a source has one.
+        own: the tower's own vision config, if a source has one.
         named: the tower that the language model's config names (`mm_vision_tower`).
         apart: whether the tensors come from another source than the language model's, so that they
-            may be the wrong ones.
-        said: what the rule file says of the tower, by key of its config.
+            may be those of a wrong tower.
+        said: key of the tower's config → value in the rule file.
 
     Raises:
-        RemapError: LR302 without a tower; LR309 for a config that contradicts the rule file, or
-            the tensors, where nothing else is known; LR112 where neither tensors nor configs nor
-            the rule file tell the number of attention heads.
+        RemapError: LR302 without a tower; LR309 if a config contradicts the rule file, or the
+            tensors while nothing else is known; LR112 if neither tensors nor configs nor the rule
+            file show the number of attention heads.
     """
     seen = _sizes(prefix, tensors)
     known, notes = _known(seen, own, named, apart, said)
@@ -117,7 +115,7 @@ def read_tower(
         "image_tokens": seen["patches"],
         "positions": seen["positions"][0],
         "apart": apart,
-        # A config written after the deletion doesn't tell, but the stock tower of these sizes does.
+        # A config written after the deletion doesn't show it. The stock tower of these sizes does.
         "last_layer_deleted": any(
             whole["num_hidden_layers"] == seen["num_hidden_layers"] + 1
             for whole in (known, *(preset for preset in TOWERS.values() if _fits(preset, seen)))
@@ -127,9 +125,9 @@ def read_tower(
 
 
 def shapes_config(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """A vision config that gives a tower the shapes of these tensors, where only shapes are wanted.
+    """A vision config for a tower with the shapes of these tensors, for uses that need only shapes.
 
-    The number of attention heads is made up: it changes no shape.
+    The number of attention heads is made up, since it changes no shape.
     """
     seen = _sizes(prefix, tensors)
     return {
@@ -140,7 +138,7 @@ def shapes_config(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def has_stock_sizes(named: str, prefix: str, tensors: Mapping[str, Tensor]) -> bool:
-    """Whether a tower can be the one that `named` names. Only names of stock towers tell sizes."""
+    """Whether a tower can be the one that `named` names. Only stock towers have known sizes."""
     called = stock_name(named)
     try:
         return called not in STOCK or _fits(STOCK[str(called)], _sizes(prefix, tensors))
@@ -220,10 +218,10 @@ def _known(
     apart: bool,
     said: Mapping[str, Any],
 ) -> tuple[Mapping[str, Any], list[Problem]]:
-    """The vision config that counts for a tower, and notes on configs that were not believed.
+    """The vision config to use for a tower, and notes on configs that the tensors contradict.
 
-    The tower's own config comes first; then the stock tower of these sizes, if the language model's
-    config names a stock tower or none: a tower of another name may have another activation.
+    The tower's own config comes first. The stock tower of these sizes comes second, if the language
+    model's config names a stock tower or none: any other tower may have another activation.
     """
     defaults = TOWER_DEFAULTS[seen["model_type"]]
     given = {"model_type": seen["model_type"], **defaults, **own} if own is not None else None
@@ -296,8 +294,8 @@ def _known(
 
 
 def _fits(config: Mapping[str, Any], seen: Mapping[str, Any]) -> bool:
-    """Whether a whole vision config is that of a tower with these sizes. LLaVA's SigLIP code
-    deletes the last layer.
+    """Whether a complete vision config fits a tower of these sizes. LLaVA's SigLIP code deletes the
+    last layer.
     """
     if not all(
         isinstance(config[key], int) and config[key] > 0

@@ -1,5 +1,5 @@
-"""The values of a config that a rule file asks for: from the source's config, the tower, tokens,
-or the config that is being made.
+"""Looks up the config values that a rule file names: in the source's config, the tower, the tokens,
+or the new config.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ _RULE = "Mend the rule file there."
 
 @dataclass(frozen=True, slots=True)
 class Values:
-    """Looks up the values that a rule file asks for. `target` is the config that is being made,
-    with the values of the keys before.
+    """Looks up values for a rule file. `target` is the new config, with the values of all earlier
+    keys.
     """
 
     source: Mapping[str, Any]
@@ -60,7 +60,7 @@ class Values:
         )
 
     def of_all(self, where: str, values: Mapping[str, ConfigValue]) -> dict[str, Any]:
-        """The values of a group, by key."""
+        """Key → value, for a group of values."""
         return {key: self.of(f"{where}.{key}", value) for key, value in values.items()}
 
     def hold(self, where: str, when: Mapping[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""A checkpoint's tokenizer files, read without building a tokenizer: ids, words, special tokens."""
+"""Reads ids, words and special tokens from tokenizer files, without building a tokenizer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Vocabulary:
     Attributes:
         folder: the folder with its files.
         ids: word → id.
-        next_id: the id that the next added token gets.
+        next_id: the id of the next token to be added.
         special: role (`pad_token`, `unk_token`, …) → word.
     """
 
@@ -43,7 +43,7 @@ class Vocabulary:
 
 @dataclass(frozen=True, slots=True)
 class PlacedToken:
-    """A token of the rule file and its id. `added`: the source's tokenizer doesn't have it yet."""
+    """A token of the rule file with its id. `added`: whether the source's tokenizer lacks it."""
 
     text: str
     role: str
@@ -52,8 +52,8 @@ class PlacedToken:
 
 
 def read_vocabulary(folder: Path) -> Vocabulary | None:
-    """Read the tokenizer files of a folder: `tokenizer.json`, else `tokenizer.model`, else
-    `vocab.json`; None without any.
+    """Read the tokenizer files of a folder: `tokenizer.json`, or else `tokenizer.model`, or else
+    `vocab.json`; None without these.
 
     Raises:
         RemapError: LR113 for a file that can't be read.
@@ -77,8 +77,8 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
     return Vocabulary(
         folder,
         base | added,
-        # As the tokenizers library counts: behind the last added token, but never inside the
-        # model's own vocabulary.
+        # As the tokenizers library counts: after the last added token, but never inside the model's
+        # own vocabulary.
         max(len(base), max(added.values(), default=-1) + 1),
         {
             role: _word(token)
@@ -89,7 +89,7 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
 
 
 def _tokenizers_words(file: Path) -> tuple[dict[str, int], dict[str, int]]:
-    """The words of a `tokenizer.json` with their ids: the model's own words, and the added ones."""
+    """Word → id in a `tokenizer.json`: the model's own words, and the added words."""
     content = read_beside(file.parent, file.name)
     try:
         words = content["model"]["vocab"]
@@ -113,12 +113,11 @@ def _tokenizers_words(file: Path) -> tuple[dict[str, int], dict[str, int]]:
 def place_tokens(
     tokens: Sequence[Token], vocabulary: Vocabulary | None, rows: int, config: Mapping[str, Any]
 ) -> tuple[PlacedToken, ...]:
-    """Give every token of a rule file its id: the id that the tokenizer has for it, else the next
-    free one.
+    """Give every token of a rule file its id: its id in the tokenizer, or else the next free id.
 
-    A pad token is added only where the tokenizer has no pad token of its own; `<unk>` in its place
-    doesn't count. Without a tokenizer an id is what the source's `config` says, or follows the
-    `rows` of the embedding, as for every tokenizer without spare rows.
+    A pad token is added only if the tokenizer has no pad token of its own; `<unk>` as pad token
+    doesn't count. Without a tokenizer, an id comes from the source's `config`, or follows the
+    `rows` of the embedding, as with every tokenizer without spare rows.
     """
     ids, free, special = (
         (vocabulary.ids, vocabulary.next_id, vocabulary.special) if vocabulary else ({}, rows, {})
@@ -151,17 +150,16 @@ def vocabulary_problems(
     adds_rows: bool,
     rows_of_base: int | None = None,
 ) -> list[Problem]:
-    """LR402 and LR403 where config, tokenizer and embedding disagree on the number of tokens or on
+    """LR402 and LR403 if config, tokenizer and embedding disagree on the number of tokens or on
     their ids.
 
     Args:
         config: the source's config of the language model.
         rows: rows of the embedding in the checkpoint.
-        rows_after: rows of the embedding that will be written.
+        rows_after: rows of the embedding to write.
         vocab: the option --vocab: `pad`, `keep` or a number of rows.
         adds_rows: whether a rule of `post_load` can add rows.
-        rows_of_base: rows of the base's embedding, where another source's embedding with `rows`
-            replaces it.
+        rows_of_base: rows of the base's embedding, if another source's embedding replaces it.
     """
     problems = [*_id_problems(vocabulary, tokens, config)]
     said = config.get("vocab_size")
@@ -195,7 +193,7 @@ def vocabulary_problems(
         return [*problems, unexplained]
     beyond = [token for token in tokens if token.id >= rows_after]
     needed = max((token.id + 1 for token in tokens), default=0)
-    # Where `pad` was asked for, it doesn't help.
+    # If `pad` was given, it doesn't help.
     pad = "" if vocab == "pad" else "--vocab pad, or "
     as_it_is = "Give --vocab keep, or leave it out."
     if isinstance(vocab, int) and vocab < rows:
@@ -227,13 +225,13 @@ def vocabulary_problems(
 def _unexplained_rows(
     vocabulary: Vocabulary, tokens: Sequence[PlacedToken], rows: int, rows_of_base: int | None
 ) -> Problem | None:
-    """LR402 where a new token would get a row that was trained for a token that the tokenizer
-    files don't know.
+    """LR402 if a new token would get a row that was trained for a token missing from the tokenizer
+    files.
 
-    Rows behind the tokenizer's tokens are spare where the table was padded to a multiple of 64
-    (Qwen: 151936 rows for 151646 tokens). A vocabulary of such a multiple (Llama: 32000) needs no
-    padding. Otherwise rows may have been added one by one, each for a token, and so may the rows
-    that a training added to its base.
+    Rows after the tokenizer's tokens are spare if the table was padded to a multiple of 64 (Qwen:
+    151936 rows for 151646 tokens). A vocabulary of such a multiple (Llama: 32000) needs no padding.
+    Otherwise each row may have been added for a token, and so may rows that a training added to its
+    base.
     """
     taken = [token for token in tokens if token.added and token.id < rows]
     grown = rows_of_base is not None and vocabulary.size <= rows_of_base < rows
@@ -257,8 +255,8 @@ def _unexplained_rows(
 def _id_problems(
     vocabulary: Vocabulary | None, tokens: Sequence[PlacedToken], config: Mapping[str, Any]
 ) -> Iterator[Problem]:
-    """LR403 where two tokens have one id, or where source config and tokenizer have different ids
-    for a token.
+    """LR403 if two tokens have the same id, or if config and tokenizer have different ids for a
+    token.
     """
     if vocabulary is None:
         return
@@ -297,10 +295,10 @@ def _id_problems(
 
 
 def _said_ids(role: str, config: Mapping[str, Any]) -> dict[str, int]:
-    """The ids that a source's config says for a token, by key. A pad token's key doesn't count: it
-    names the token that is used for padding.
+    """Key → a token's id in the source's config. A pad token's key doesn't count, since any token
+    may be used for padding.
 
-    LLaVA's own code marks images by a number below 0, which is no token's id.
+    LLaVA's own code marks images by a negative number, which is no token's id.
     """
     return {
         key: said

@@ -1,9 +1,9 @@
-"""The parameters wanted: names and shapes of a transformers class, by classic name, and the name
-that each has in the layout that is written.
+"""Finds the target's parameters: names and shapes of a transformers class, in the classic layout,
+and their names in the layout to write.
 
-The class is built on the meta device, so no weights exist. A layout rule file takes its module
-names to the classic layout. The installed transformers is asked whether it takes each name that is
-written back to the parameter that it came from.
+The class is built on the meta device, so no weights exist. A layout's rule file translates its
+module names to the classic layout. The installed transformers is asked whether it leads each
+written name back to its parameter.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from llava_remap.core.problem import ConfigError, refuse
 from llava_remap.rewrite import Program, compile_rules
 from llava_remap.rulefile import RuleFile, load_rule_file, shipped_layouts
 
-#: The layout of all plans. It is written unless the user asks for another one.
+#: The layout of all plans, and of the output unless the user asks for another one.
 CLASSIC = "classic"
-#: The layouts that can be written. `classic-5.6` and `mixed-5.4` can only be read: they are
-#: accidents of some versions' `save_pretrained`.
+#: The layouts that can be written. `classic-5.6` and `mixed-5.4` can only be read, since they come
+#: from faults in some versions' `save_pretrained`.
 WRITTEN = (CLASSIC, "module-4.52", "module-5.6")
 #: The layout in which the installed transformers (5.6 or later) saves a model that was built from
 #: scratch.
 DISK_LAYOUT = "classic-5.6"
-#: The deepest language model published has 126.
+#: The most layers to build. The deepest published language model has 126.
 _MOST_LAYERS = 1000
-#: Held while no config is formatted.
+#: Held while formatting of configs is switched off.
 _UNSHOWN = Lock()
-#: A list of more than six words: transformers lists all names that it knows.
+#: A list of more than six words. transformers' messages list all known names.
 _LIST = re.compile(r"((?:[^\s,]+, ){6})(?:[^\s,]+, )*[^\s,]+")
 
 
@@ -46,7 +46,7 @@ def layout_rules(layout: str) -> RuleFile:
 
 @cache
 def layout_program(layout: str) -> Program:
-    """The program that takes names of a shipped layout to classic ones."""
+    """The program that translates names of a shipped layout to classic names."""
     return compile_rules(layout_rules(layout))
 
 
@@ -57,11 +57,10 @@ def check_layout(layout: str) -> None:
 
 
 def names_in(layout: str, classic: Collection[str]) -> dict[str, str]:
-    """The names of parameters in a layout, by classic name: one name each, which leads back to the
-    classic name and no other.
+    """Classic name → name in a layout. Each name leads back to its classic name only.
 
     Raises:
-        RemapError: LR601 for parameters that the layout has no name for.
+        RemapError: LR601 for parameters without a name in the layout.
     """
     back = layout_program(layout).inverse
     found = {name: other for name in classic if (other := back(name)) is not None}
@@ -77,7 +76,7 @@ def names_in(layout: str, classic: Collection[str]) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The parameters wanted.
+    """The parameters of the target.
 
     Attributes:
         class_name: the transformers class.
@@ -85,7 +84,7 @@ class Target:
         tied: name → the name whose tensor it shares.
         names: classic name → name in the layout; empty for the classic one.
         embedding: classic name of the table of token embeddings.
-        joined: number of tensors that the installed loader makes parts of larger parameters.
+        joined: number of tensors that the installed loader joins into larger parameters.
         transposed: names of matrices that are stored as [inputs, outputs]; linear layers store
             [outputs, inputs].
         sizes: key of the config → its value, for the tensor operations of a rule file.
@@ -105,7 +104,7 @@ def model_class(class_name: str, config: Mapping[str, Any]) -> Any:
     """A class of the installed transformers, for a config of its kind.
 
     Raises:
-        RemapError: LR201 for a class that isn't there, or a config of another class.
+        RemapError: LR201 for an unknown class, or a config of another class.
     """
     import transformers
 
@@ -156,7 +155,7 @@ def config_size(class_name: str, config: Mapping[str, Any], key: str) -> int:
     """A whole number of a class's config, such as `text_config.num_attention_heads`.
 
     Raises:
-        RemapError: as `model_class`; LR201 where the config has no such number.
+        RemapError: as `model_class`; LR201 if the config has no such number.
     """
     value: Any = model_class(class_name, config).config_class.from_dict(from_json(config))
     for name in key.split("."):
@@ -172,10 +171,10 @@ def config_size(class_name: str, config: Mapping[str, Any], key: str) -> int:
 
 
 def from_json(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of a config.json as a class takes them: infinity has a form of its own in JSON.
+    """Values of a config.json for a class. Infinity, which has a special form in JSON, is decoded.
 
-    The result is a copy: 5.x writes `rope_theta` and `rope_type` into the mapping that it is given
-    for `rope_scaling`.
+    The result is a copy, since 5.x writes `rope_theta` and `rope_type` into the given
+    `rope_scaling`.
     """
 
     def read(value: dict[str, Any]) -> Any:
@@ -186,9 +185,9 @@ def from_json(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def make_config(config_class: Any, values: Mapping[str, Any]) -> Any:
-    """The config that a class of transformers makes of the values of a config.json.
+    """A class's config, made from the values of a config.json.
 
-    `from_dict` formats every config for a log, most of the time that it takes. The text isn't made.
+    `from_dict` formats every config for a log, which takes most of its time. This is switched off.
     """
     from transformers import PreTrainedConfig
 
@@ -202,7 +201,7 @@ def make_config(config_class: Any, values: Mapping[str, Any]) -> Any:
 
 
 def refuse_endless(config: Mapping[str, Any]) -> None:
-    """LR112 for so many layers that building them would take all memory, even without weights."""
+    """LR112 for too many layers: building them would take all memory, even without weights."""
     for key, value in config.items():
         if isinstance(value, Mapping):
             refuse_endless(value)
@@ -219,16 +218,16 @@ def refuse_endless(config: Mapping[str, Any]) -> None:
 
 
 def wanted_parameters(class_name: str, config: Mapping[str, Any], layout: str = CLASSIC) -> Target:
-    """Names and shapes of a class with a config; from the cache where they were asked for before.
+    """Names and shapes of a class with a config; from the cache if it has them.
 
     Args:
-        layout: the layout that will be written; the names of `shapes` are classic in any case.
+        layout: the layout to write. The names in `shapes` are always classic.
 
     Raises:
-        RemapError: as `build_on_meta` and `names_in`; LR601 where the installed transformers
-            doesn't take names of the layout to its own.
+        RemapError: as `build_on_meta` and `names_in`; LR601 if the installed transformers doesn't
+            lead the layout's names to its own.
     """
-    # A pad token changes no shape. A new one has no row yet, and torch would refuse it.
+    # A pad token changes no shape. torch would refuse a new one, which has no row yet.
     text = {**config["text_config"], "pad_token_id": None}
     config = {**config, "pad_token_id": None, "text_config": text}
     return cached_value(
@@ -268,7 +267,7 @@ def _ask(class_name: str, config: Mapping[str, Any], layout: str) -> dict[str, A
         )
     named = {name: str(target) for name, target in classic.items()}
     names = names_in(layout, named.values()) if layout != CLASSIC else {}
-    # A tensor that is only renamed is the parameter itself; one stacked or split in loading isn't.
+    # Only a tensor that loading renames is the parameter itself. A stacked or split tensor isn't.
     made_of = {named[name]: module.get(id(value)) for name, value in stored.items()}
     _ask_loader(
         model,
@@ -303,13 +302,12 @@ def _ask(class_name: str, config: Mapping[str, Any], layout: str) -> dict[str, A
 def _ask_loader(
     model: Any, state: Mapping[str, Any], written: Mapping[str, str | None], layout: str
 ) -> None:
-    """LR601 unless every name written leads the installed loader to its parameter, and all
-    parameters are reached.
+    """LR601 unless the installed loader leads every written name to its parameter, and reaches all
+    parameters.
 
     Args:
-        written: name in the layout → module name; None for a tensor that the loader makes a part of
-            a parameter. Whether these tensors make whole parameters, `strict_load` tests with the
-            real loader.
+        written: name in the layout → module name; None for a tensor that the loader joins into a
+            parameter. `strict_load` tests with the real loader that such parameters are complete.
     """
     import transformers
     from transformers.conversion_mapping import get_model_conversion_mapping
