@@ -156,7 +156,7 @@ def _without_prefix(checkpoint: Checkpoint, prefix: str, names: Iterable[str]) -
 
 
 def _class_for(checkpoint: Checkpoint, ranked: Sequence[Fit], asked: str) -> str:
-    """The class that most probably fits a checkpoint: that of the nearest rule file, if one is near.
+    """The class that most probably fits a checkpoint: the nearest rule file's, if one is near.
 
     Of rule files that know as many names, the requested one is the nearest. If none is near, it is
     the most common class of the rule files whose `detect`, without the architecture, agrees with

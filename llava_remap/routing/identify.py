@@ -127,7 +127,7 @@ def _stubs(routed: Sequence[Routed], checkpoint: Checkpoint) -> list[Problem]:
 
 
 def nearest_layout(names: Collection[str]) -> tuple[str, dict[str, str]]:
-    """The layout of transformers that takes most of these names, and name → classic name for them."""
+    """The layout of transformers that takes most of these names, and name → classic name."""
     classic = {}
     for layout in shipped_layouts():
         rewrites = map(layout_program(layout).rewrite, names)

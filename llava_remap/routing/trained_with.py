@@ -1,4 +1,4 @@
-"""Checks what a part was trained with: the base model of an adapter, and the projector beside it."""
+"""Checks what a part was trained with: an adapter's base model, and the projector beside it."""
 
 from __future__ import annotations
 
