@@ -116,17 +116,22 @@ class _Seen:
     def rank(self) -> int:
         return len(self.groups)
 
-    def merged(self, sizes: Sequence[int], without: int | None = None) -> Shape:
-        """The sizes of a region, with divided axes as one again.
+    def divided(self, sizes: Sequence[int], without: int | None = None) -> list[Shape]:
+        """For each axis, with divided axes as one again, the sizes into which it is divided.
 
         Args:
+            sizes: of a region.
             without: an axis that doesn't count; one that was never divided is left out.
         """
-        found: dict[int, int] = {}
+        found: dict[int, Shape] = {}
         for axis, (group, size) in enumerate(zip(self.groups, sizes, strict=True)):
             if axis != without:
-                found[group] = found.get(group, 1) * size
-        return tuple(found.values())
+                found[group] = (*found.get(group, ()), size)
+        return [*found.values()]
+
+    def merged(self, sizes: Sequence[int], without: int | None = None) -> Shape:
+        """The sizes of a region, with divided axes as one again; as `divided`."""
+        return tuple(map(prod, self.divided(sizes, without)))
 
 
 def as_seen(name: str, shape: Shape, seen: Seen, sizes: Mapping[str, int]) -> _Seen:
@@ -244,6 +249,18 @@ def _placed(
         raise MisfitError(
             f"`{part.name}` is {list(own)}, and its place in `{region.name}` is {list(wanted)}"
         )
+    ways = zip(
+        filter(None, map(_without_ones, seen.divided(seen.box.sizes))),
+        filter(None, map(_without_ones, whole.divided(region.sizes, join.stacked))),
+        strict=True,
+    )
+    for ours, theirs in ways:
+        # Where both are divided, other sizes would put the numbers elsewhere than the rule says.
+        if len(ours) > 1 and len(theirs) > 1 and ours != theirs:
+            raise MisfitError(
+                f"`{part.name}` is seen as {list(ours)}, and its place in `{region.name}` as "
+                f"{list(theirs)}"
+            )
     return Placed(*_matched(seen.box, region))
 
 

@@ -189,6 +189,15 @@ def test_a_dropped_part_has_what_the_others_leave() -> None:
             "`whole` has room for 3, and `e3` is one more",
         ),
         (
+            (4, 3, 16), AS_STORED, Join(stacked=1), alone(*[(64,)] * 3, seen=Seen(view=(8, 8))),
+            "`part-0` is [64], and its place in `whole` is [4, 16]",
+        ),
+        (
+            (192, 2), Seen(view=(4, 3, "*")), Join(stacked=1),
+            alone(*[(64, 2)] * 3, seen=Seen(view=(8, 8), axes=(1, 0))),
+            "`part-0` is seen as [8, 8], and its place in `whole` as [4, 16]",
+        ),
+        (
             (16,), Seen(view=(4, "*")), Join(along=1), alone((10,), (6,)),
             "10 rows of `part-0` aren't divided by 4",
         ),
