@@ -39,6 +39,7 @@ FIRST = (
     "tests/authoring/lint/test_command.py",
     "tests/end_to_end/test_operation_families.py",
     "tests/end_to_end/test_foreign_towers.py",
+    "tests/end_to_end/test_examples.py",
     "tests/text_models/test_experts.py",
     "tests/end_to_end/test_interrupt.py",
     "tests/cli/test_convert.py",
