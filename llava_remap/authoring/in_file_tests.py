@@ -157,7 +157,7 @@ def _made_up_tensors(program: Program, rule: CompiledOperation) -> Iterator[tupl
             fields = {field: kinds[kind] for field, kind in end.names.fields.items()}
             numbers = ("0", "1") if end.each else ("",)
             names += [end.names.fill({**fields, end.each: number}) for number in numbers]
-        yield tuple(program.inverse(name) or name for name in names)
+        yield tuple(program.inverse_of_taken(name) or name for name in names)
 
 
 def _made_up(template: Template) -> list[str]:
