@@ -18,7 +18,7 @@ VERSIONS := $(shell sed -n 's/^\([0-9][^ ]*\) .*/\1/p' .ci/versions.txt)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install versions programs chromium demo test test-versions test-programs test-fast check docs report-assets reference compat text-models bench fuzz
+.PHONY: help install versions programs chromium demo test test-versions test-programs test-fast check docs report-assets reference compat text-models conversions bench fuzz
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 20
@@ -102,6 +102,9 @@ compat: install versions  ## ask every version of transformers about each family
 
 text-models: install versions  ## every language model of transformers inside a LLaVA; writes the table in docs/text-models.md
 	$(BIN)/python -m tools.text_models_table
+
+conversions: install  ## every conversion of the installed transformers as rules, beside its own engine; writes the table in docs/rules/import.md
+	TQDM_DISABLE=1 $(BIN)/python -m tools.conversions_table
 
 fuzz: install  ## hostile files, random jobs, merges, kills, signals and full disks for longer (FUZZ_EXAMPLES=5000; an hour); 14 GB written under a memory limit
 	$(BIN)/python -m pytest tests/hostile tests/end_to_end/test_whole_jobs.py tests/end_to_end/test_killed.py tests/execute/test_merge.py \

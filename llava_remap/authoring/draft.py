@@ -31,6 +31,7 @@ from llava_remap.authoring.draft_target import (
     loaded,
     read_wanted,
 )
+from llava_remap.authoring.new_file import refuse_existing, write_new
 from llava_remap.checkpoint import Checkpoint
 from llava_remap.core.problem import Problem, refuse
 from llava_remap.core.wording import counted
@@ -159,7 +160,7 @@ def draft_rules(
         RemapError: LR305 where nothing matches; LR211 for a target or an answer that can't be;
             LR508 for the output; as `open_names` and `derive_config`.
     """
-    _refuse_existing(output)
+    refuse_existing(output)
     given = open_sources(sources, load_rule_file(shipped_folder() / CONFIG).text.sources, offline)
     wanted = read_wanted(target, given, offline)
     if given.names_alone:
@@ -180,13 +181,7 @@ def draft_rules(
     frame, text_model, problems = _frame(given, wanted, found, modules, output)
     text = rule_file(frame, found)
     loaded(text)  # before it stands where a user would take it for one that works
-    try:
-        with output.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except OSError as error:
-        raise refuse(
-            "LR508", f"{output}: {error.strerror or error}.", "Give another --output."
-        ) from None
+    write_new(output, text)
     problems += unknown_target(load_rule_file(output))
     return Draft(output, given, wanted, found, text_model, tuple(frame.unsure), tuple(problems))
 
@@ -218,18 +213,6 @@ def _infer(
             left_open.append(question.source.pattern)
         else:
             return found
-
-
-def _refuse_existing(output: Path) -> None:
-    """LR508 for an output that exists: a rule file may have been worked on for days."""
-    try:
-        there = output.exists() or output.is_symlink()
-    except (OSError, ValueError) as error:
-        raise refuse("LR508", f"{output}: {error}.", "Give another --output.") from None
-    if there:
-        raise refuse(
-            "LR508", f"{output} is there, and nothing is overwritten.", "Give another --output."
-        )
 
 
 def _frame(

@@ -23,6 +23,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
+from llava_remap.authoring.weight_converters import (
+    Converter,
+    NoConverterError,
+    converter,
+    python_text,
+)
 from llava_remap.core.problem import refuse
 from llava_remap.rewrite import CompiledRule, Program, compile_all
 from llava_remap.rulefile import (
@@ -52,10 +58,19 @@ class KeyMapping:
         patterns: regex → replacement, in the order in which they have to be applied.
         remarks: what the dict can't express, and what else `from_pretrained` must be given: one or
             two sentences each.
+        converters: the tensor operations. A dict can't express them; `python` registers them.
+        class_name: the target's class; None for a part.
     """
 
     patterns: dict[str, str]
     remarks: tuple[str, ...]
+    converters: tuple[Converter, ...] = ()
+    class_name: str | None = None
+
+    @property
+    def python(self) -> str:
+        """Python that registers everything for the target's class."""
+        return python_text([*self.patterns.items()], self.converters, self.class_name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,18 +144,32 @@ def key_mapping(rules: RuleFile, program: Program) -> KeyMapping:
         while pattern in patterns:  # two rules with one pattern are two steps
             pattern += "(?:)"
         patterns[pattern] = replacement
-    return KeyMapping(patterns, (*remarks, *_remarks(rules, program)))
+    converters = []
+    for compiled in program.tensors:
+        try:
+            converters.append(converter(compiled.operation))
+        except NoConverterError as error:
+            remarks.append(
+                f"`{compiled.label}` is left out: {error}. Its tensors are loaded only where a "
+                "parameter has their name."
+            )
+    if converters:
+        remarks.append(
+            "An operation searches its part of a name anywhere, also in modules that the rule "
+            "doesn't take; and save_pretrained divides what was joined into equal parts."
+        )
+    target = rules.text.target
+    return KeyMapping(
+        patterns,
+        (*remarks, *_remarks(rules, program)),
+        tuple(converters),
+        target.class_ if target is not None else None,
+    )
 
 
 def _remarks(rules: RuleFile, program: Program) -> Iterator[str]:
     text = rules.text
     taken = {compiled.label: compiled.kind for compiled in program.rules}
-    if operations := [compiled.label for compiled in program.tensors]:
-        yield (
-            f"Tensors aren't divided, joined or reordered ({', '.join(operations)}): the loader "
-            "reports what these operations take as unexpected and what they make as missing, or "
-            "loads a tensor in the wrong order."
-        )
     if conditional := [
         compiled.label for compiled in compile_all(rules).rules if compiled.label not in taken
     ]:

@@ -30,6 +30,7 @@ _DOCUMENTS = {
     "verify": "verification",
     "revert": "reversion",
     "list": "rule-files",
+    "import": "imported",
     "test": "tests",
     "explain": "explanation",
     "lint": "lint",

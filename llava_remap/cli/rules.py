@@ -105,7 +105,7 @@ def rules_explain(
         typer.Option(
             "--as",
             help="Print the rules for another tool; key-mapping: from_pretrained(key_mapping=…) of "
-            "transformers.",
+            "transformers, or, for rules with operations, Python that registers them there.",
         ),
     ] = None,
     offline: Offline = False,
@@ -136,7 +136,10 @@ def rules_explain(
 
         explainer = explainer_for(file, source, offline=offline)
         mapping = key_mapping(file, explainer.program)
-        print_json(mapping.patterns)
+        if mapping.converters:
+            print(mapping.python, end="", flush=True)
+        else:
+            print_json(mapping.patterns)
         left_out = (
             f"`{left.rule}` is left out, since its `when` doesn't hold: {'; '.join(left.why)}."
             for left in explainer.left_out
@@ -273,3 +276,73 @@ def rules_new(
         print_draft(console(), draft)
         if draft.problems:
             raise typer.Exit(Exit.PROBLEMS)
+
+
+@rules_app.command(
+    "import",
+    epilog=examples(
+        "llava-remap rules import --model-type mixtral",
+        "llava-remap rules import --model-type qwen2_vl --direction save --output mine.yaml",
+    ),
+)
+def rules_import(
+    model_type: Annotated[
+        str,
+        typer.Option(
+            "--model-type",
+            metavar="TYPE",
+            help="The `model_type` of a config.json, or a class of transformers.",
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="The rule file to write; a new one. By default it is printed.",
+            show_default=False,
+        ),
+    ] = None,
+    direction: Annotated[
+        Literal["load", "save"],
+        typer.Option(
+            "--direction",
+            help="load: from the checkpoint's names to those of the model's parameters; save: the "
+            "way back.",
+        ),
+    ] = "load",
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            metavar="FILE",
+            help="The config.json of the model. By default the class has its own values; layers "
+            "or experts that a config turns on have names that only it shows.",
+            show_default=False,
+        ),
+    ] = None,
+    output_format: ResultFormat = "human",
+) -> None:
+    """Make a rule file from a conversion that the installed transformers has.
+
+    The rules do what its loader does with the checkpoint of such a model: renames, and tensors that
+    are split, joined, stacked or turned. They are tried on every name of the model, and have tests.
+    What rules can't say is refused with the reason.
+    """
+    with refusals(output_format, "imported"):
+        from llava_remap.authoring.import_rules import import_rules
+        from llava_remap.authoring.new_file import refuse_existing, write_new
+        from llava_remap.report.inferred import imported_json, print_imported
+
+        if output is not None:
+            refuse_existing(output)
+        made = import_rules(model_type, config, direction)
+        if output is not None:
+            write_new(output, made.text)
+        if output_format == "json":
+            print_json(imported_json(made))
+            return
+        if output is None:
+            print(made.text, end="", flush=True)
+        print_imported(console(sys.stderr), made, output)

@@ -147,6 +147,9 @@ CODES: dict[str, Code] = {
     "LR216": Code("several rule files fit", Exit.USAGE,
         "`convert`: the checkpoint can become one of several models, and nothing in it says "
         "which. The message says what distinguishes the rule files, and has the command for each."),
+    "LR217": Code("a conversion that is no rule file", Exit.USAGE,
+        "`rules import`: transformers' conversion of the model type does what the rule language "
+        "can't say. The message has the reason; transformers itself converts such a checkpoint."),
     # Mapping
     "LR301": Code("source names that no rule maps", Exit.PROBLEMS,
         "No rule of `names` takes these tensors: their names are new, or a tower is of another "

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
 from llava_remap.authoring.draft import Draft
+from llava_remap.authoring.import_rules import Imported
 from llava_remap.core import counted, quote
+from llava_remap.report.machine import document
 from llava_remap.report.terminal import MOST_LINES, more, print_problems, write, write_section
 from llava_remap.rewrite.infer import HOWS, Group, Question
 
@@ -35,6 +39,37 @@ def print_draft(console: Console, draft: Draft) -> None:
     count = len(draft.found.rules) + len(draft.found.operation_lines)
     rules = f": {count} rules in {draft.output}"
     write(console, Text.assemble("\n", verdict, rules), *_next(draft))
+
+
+def print_imported(console: Console, made: Imported, output: Path | None) -> None:
+    """What a rule file was made from, what it leaves out, and what to do next."""
+    unused = len(made.conversion.unused)
+    write(
+        console,
+        f"{made.conversion.class_name} of transformers {made.conversion.version}: "
+        f"{counted(made.rules, 'rule')} of names and {counted(made.operations, 'operation')}, "
+        f"tried on {counted(made.tensors, 'tensor')}",
+        f"  {counted(unused, 'conversion')} of the type took no name of this model: see the "
+        "comment in the file"
+        if unused
+        else "",
+    )
+    if output is not None:
+        write(console, f"{output} is written", f"  llava-remap rules test {quote(str(output))}")
+
+
+def imported_json(made: Imported) -> dict[str, Any]:
+    """A rule file that was made from a conversion (`llava-remap/imported`, version 1)."""
+    content = {
+        "class": made.conversion.class_name,
+        "transformers": made.conversion.version,
+        "rules": made.rules,
+        "operations": made.operations,
+        "tensors": made.tensors,
+        "unused": list(made.conversion.unused),
+        "rule_file": made.text,
+    }
+    return document("imported", {**content, "problems": []})
 
 
 def _rules(draft: Draft) -> Iterator[Text]:

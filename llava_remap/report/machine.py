@@ -17,6 +17,7 @@ _REFUSED: dict[str, dict[str, bool | int]] = {
     "tests": {"passed": False},
     "rule-files": {},
     "explanation": {},
+    "imported": {},
     "inspection": {},
     "key-mapping": {},
     "usage": {},

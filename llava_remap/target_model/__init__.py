@@ -27,6 +27,14 @@ from llava_remap.target_model.config_parts import (
     text_model_of,
 )
 from llava_remap.target_model.constants import bad_constants
+from llava_remap.target_model.conversions import (
+    Conversion,
+    Example,
+    Moved,
+    Step,
+    conversion_types,
+    read_conversion,
+)
 from llava_remap.target_model.known_keys import keys_without_use, unknown_target, unread_of_towers
 from llava_remap.target_model.presets import (
     IMAGE_PROCESSORS,
@@ -59,18 +67,22 @@ from llava_remap.target_model.wanted import (
 __all__ = [
     "Adapter",
     "Component",
+    "Conversion",
     "LanguageModel",
+    "Moved",
     "Projector",
     "VisionTower",
     "components",
     "embedding_and_head",
     "CLASSIC",
     "EMBEDDING",
+    "Example",
     "HEAD",
     "IMAGE_PROCESSORS",
     "PlacedToken",
     "TEXT_KIND",
     "SCALED_PICTURES",
+    "Step",
     "STOCK",
     "stock_name",
     "TOKENIZERS",
@@ -86,6 +98,7 @@ __all__ = [
     "build_on_meta",
     "check_layout",
     "config_as_source",
+    "conversion_types",
     "config_size",
     "derive_config",
     "embedding_rows",
@@ -96,6 +109,7 @@ __all__ = [
     "norms_about_one",
     "place_tokens",
     "read_beside",
+    "read_conversion",
     "read_vocabulary",
     "require_text_config",
     "shapes_config",

@@ -283,4 +283,6 @@ def test_operations_are_said_to_be_left_out(tmp_path: Path) -> None:
         "schema: 1\nnames: [{id: a, from: 'a.{r...}', to: 'b.{r}'}]\n"
         "tensors: [{id: turn, from: 'b.{r...}', to: 'c.{r}', how: {axes: [1, 0]}}]\n"
     )
-    assert any("(tensors/turn)" in remark for remark in mapped(load_rule_file(path)).remarks)
+    assert any(
+        "`tensors/turn` is left out" in remark for remark in mapped(load_rule_file(path)).remarks
+    )

@@ -297,6 +297,11 @@ def lr216(scene: Scene) -> Arguments:
 # --- mapping
 
 
+def lr217(scene: Scene) -> Arguments:
+    """Experts of which the first half becomes one tensor, and the second half another one."""
+    return ("rules", "import", "--model-type", "ernie4_5_vl_moe")
+
+
 def lr301(scene: Scene) -> Arguments:
     return applied(
         scene.changed(
