@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from llava_remap.authoring.conversion_rules import InexpressibleError, conversion_rules
-from llava_remap.target_model import Moved, Step
+from llava_remap.authoring.import_rules import imported
+from llava_remap.target_model import Conversion, Example, Moved, Step
 from tests.conftest import Run
 
 STACK, CONCAT = Step("stack", (0,)), Step("concat", (1,))
@@ -110,6 +111,13 @@ def test_what_the_language_cant_say(steps: tuple[Step, ...], why: str) -> None:
 def test_a_list_with_a_gap_is_refused() -> None:
     with pytest.raises(InexpressibleError, match="numbered from 0"):
         conversion_rules([Moved((("e.0.w", "e.2.w"),), ("w",), (STACK,))], save=False)
+
+
+def test_a_list_of_one_tensor_is_tested_by_its_names() -> None:
+    example = Example((([0], [1]),), ([[0], [1]],), {})
+    moved = Moved((("m.e.0.w",),), ("m.e.w",), (STACK,), example)
+    text = imported(Conversion("X", "5", (moved,), ()), "x").text
+    assert "- {from: m.e.0.w, to: m.e.w}" in text
 
 
 # --- the command
