@@ -91,7 +91,7 @@ def _small(conversion: Conversion, kind: str) -> Any:
     def fits(model: Any) -> bool:
         try:
             return {one.steps for one in conversion_of(model).moved} >= operations
-        except RemapError:  # nothing is converted: a small model may have no experts
+        except (RemapError, RuntimeError):  # no experts are left, or heads don't divide the rows
             return False
 
     empty = build_for_conversion(conversion.class_name, small_config(kind, fits))

@@ -16,7 +16,7 @@ FEW = {
     "nomic_bert": "chunk",
     "Molmo2TextModel": "split by the target's sizes",
     "step3p5_vision": "chunk, then a rope permutation of some parts",
-    "inkling_mm_model": "interleave, and interleave before chunk",
+    "inkling2_text": "interleave",
     "qwen4_exp_text": "as many parts as the config says",
     "nemo_speechlm": "transpose",
     "granitemoe": "names of its own for experts that are joined already",
