@@ -19,12 +19,13 @@ from llava_remap.core import RemapError, quoted, several
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _INDEX = ".index.json"
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})(?P<suffix>\.\w+)")
-#: The files of a whole checkpoint that have a fixed name, the preferred one first.
+#: The files of a whole checkpoint that have a fixed name, in the order of transformers'
+#: `from_pretrained`, which takes a single file before an index.
 _KNOWN = (
-    "model.safetensors.index.json",
     "model.safetensors",
-    "pytorch_model.bin.index.json",
+    "model.safetensors.index.json",
     "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
     "model_state_dict.bin",
 )
 #: Names of files that are only a part of a model.
@@ -93,11 +94,11 @@ def choose_form(names: Collection[str]) -> Form | None:
     """The form to read if these files lie side by side; None if there are no weights, or several
     and no way to choose.
 
-    It is the first of these: the index of safetensors shards, `model.safetensors`, the index of
-    torch shards, `pytorch_model.bin`, `model_state_dict.bin`, a set of shards without one of these
-    indexes, a single weight file of any other name, an adapter and the weights trained with it, a
-    projector. If a whole model is needed, the last two are refused when they are read, unless their
-    tensors turn out to be a model's.
+    It is the first of these: `model.safetensors`, the index of safetensors shards,
+    `pytorch_model.bin`, the index of torch shards, `model_state_dict.bin`, a set of shards without
+    one of these indexes, a single weight file of any other name, an adapter and the weights trained
+    with it, a projector. If a whole model is needed, the last two are refused when they are read,
+    unless their tensors turn out to be a model's.
     """
     weights, indexes = _weights(names), _indexes(names)
     for name in _KNOWN:

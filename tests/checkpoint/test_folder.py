@@ -47,14 +47,14 @@ def put_shards(folder: Path, stem: str, suffix: str, *, index: bool) -> None:
 
 #: Each makes one form; the order is that of precedence.
 FORMS: dict[str, Callable[[Path], None]] = {
+    "model.safetensors": lambda folder: put(folder, "model.safetensors"),
     "model.safetensors.index.json": lambda folder: put_shards(
         folder, "model", ".safetensors", index=True
     ),
-    "model.safetensors": lambda folder: put(folder, "model.safetensors"),
+    "pytorch_model.bin": lambda folder: put(folder, "pytorch_model.bin"),
     "pytorch_model.bin.index.json": lambda folder: put_shards(
         folder, "pytorch_model", ".bin", index=True
     ),
-    "pytorch_model.bin": lambda folder: put(folder, "pytorch_model.bin"),
     "model_state_dict.bin": lambda folder: put(folder, "model_state_dict.bin"),
     "shards without an index": lambda folder: put_shards(
         folder, "other", ".safetensors", index=False

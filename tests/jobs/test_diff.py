@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText
 
 from llava_remap.checkpoint import InMemory, open_checkpoint
 from llava_remap.core.problem import RemapError
@@ -652,3 +653,24 @@ def test_parts_of_models_are_compared_too() -> None:
     assert diff(adapter, adapter).equal
     assert diff(projector, projector).equal
     assert diff(projector, adapter).differs[0] == "names"
+
+
+def test_of_two_forms_the_one_is_read_that_transformers_loads(copy: Path) -> None:
+    """A `model.safetensors` beside an index and its shards: `from_pretrained` takes it first."""
+    [file] = copy.glob("*.safetensors")
+    tensors, shard = load_file(file), "model-00001-of-00001.safetensors"
+    other = {name: tensor + 1 if name == NORM else tensor for name, tensor in tensors.items()}
+    file.rename(copy / shard)
+    index = {"metadata": {}, "weight_map": dict.fromkeys(tensors, shard)}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    shards = open_checkpoint(copy)
+    assert shards.form.endswith("(model.safetensors.index.json)")
+    save_file(other, copy / "model.safetensors", {"format": "pt"})
+    loaded = AutoModelForImageTextToText.from_pretrained(copy, dtype="auto").state_dict()
+    [norm] = [
+        value for name, value in loaded.items() if name.endswith("language_model.norm.weight")
+    ]
+    assert torch.equal(norm, other[NORM])
+    found = diff(str(copy / "model.safetensors.index.json"), str(copy))
+    assert not found.equal
+    assert "model.safetensors.index.json" in open_checkpoint(copy).passed_over

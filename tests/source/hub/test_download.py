@@ -36,8 +36,9 @@ SMALL = {
 
 #: The files of each form, the preferred form first.
 FORMS: list[tuple[Path, set[str]]] = [
-    (SHARDED, {INDEX, *SHARDS}),
     (RELEASED / "safetensors", {"model.safetensors"}),
+    (SHARDED, {INDEX, *SHARDS}),
+    (RELEASED / "bin", {"pytorch_model.bin"}),
     (
         RELEASED / "sharded",
         {
@@ -46,7 +47,6 @@ FORMS: list[tuple[Path, set[str]]] = [
             "pytorch_model-00002-of-00002.bin",
         },
     ),
-    (RELEASED / "bin", {"pytorch_model.bin"}),
     (TINY / "llava-v1.5" / "full_state_dict", {"model_state_dict.bin"}),
 ]
 
