@@ -198,7 +198,7 @@ CODES: dict[str, Code] = {
         "checkpoint, or none is."),
     "LR315": Code("what users of the folder have to know", Exit.PROBLEMS,
         "Note from the rule file: what the folder does differently from the research code, or "
-        "doesn't do."),
+        "doesn't do. Or the values that were assumed since no config is the training's own."),
     "LR316": Code("another part than is named", Exit.PROBLEMS,
         "Note. A tower other than the one in the config is taken, or a model other than the one "
         "that an adapter or a projector was trained from. It was given, or it is a default with "

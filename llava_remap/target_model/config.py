@@ -14,6 +14,7 @@ from llava_remap.checkpoint import Tensor
 from llava_remap.core.dtypes import FLOATS, TORCH_DTYPES
 from llava_remap.core.problem import ConfigError, Problem, RemapError, refuse
 from llava_remap.rulefile import PixelProcessor, Processor, RuleFile
+from llava_remap.target_model.assumed import assumed_note
 from llava_remap.target_model.config_parts import (
     TEXT_KIND,
     own_vision_configs,
@@ -214,6 +215,8 @@ def derive_config(
     _check_feature_layer(config.get("vision_feature_layer"), tower)
     if "pad_token_id" in config:
         config["text_config"]["pad_token_id"] = config["pad_token_id"]
+    shown = {"mm_projector_type": "mlp2x_gelu"} if _SECOND_LAYER in tensors else {}
+    notes += assumed_note(rules, values, shown)
     made = rules.text.processor or Processor()
     return TargetConfig(
         config,

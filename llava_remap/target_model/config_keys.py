@@ -104,19 +104,25 @@ def _read_by(rules: RuleFile) -> set[str]:
             for source in text.sources.values()
             if isinstance(source.default, NamedDefault)
         ),
-        *(key for value in values for key in _asked(value)),
-        *(key for part in parts for key in _named_in(part.when)),
-        *(key for template in made.chat_templates.values() for key in _named_in(template.when)),
+        *(key for value in values for key in asked_keys(value)),
+        *(key for part in parts for key in keys_in_condition(part.when)),
+        *(
+            key
+            for template in made.chat_templates.values()
+            for key in keys_in_condition(template.when)
+        ),
     }
 
 
-def _asked(value: ConfigValue) -> Iterator[str]:
+def asked_keys(value: ConfigValue) -> Iterator[str]:
+    """The keys of the source's config that a value asks for."""
     if value.from_ is not None:
         yield value.from_
-    yield from _named_in(value.when)
+    yield from keys_in_condition(value.when)
     for case in value.cases:
-        yield from _asked(case)
+        yield from asked_keys(case)
 
 
-def _named_in(when: Mapping[str, Any]) -> Iterator[str]:
+def keys_in_condition(when: Mapping[str, Any]) -> Iterator[str]:
+    """The keys of the source's config that a condition asks for."""
     yield from (key.removeprefix("source.") for key in when if key.startswith("source."))

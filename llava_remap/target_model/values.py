@@ -29,13 +29,7 @@ class Values:
     target: Mapping[str, Any]
 
     def of(self, where: str, value: ConfigValue) -> Any:
-        if value.cases:
-            for case in value.cases:
-                if self.hold(where, case.when):
-                    return self.of(where, case)
-            raise ConfigError.of(
-                "LR112", f"no case of `{where}` holds for this tower ({dict(self.facts)})."
-            )
+        value = self.chosen(where, value)
         if value.tower is not None:
             fact = self._fact(where, value.tower)
             return fact if value.times == 1 else int(fact * value.times)
@@ -58,6 +52,17 @@ class Values:
             if value.as_ is None
             else grid_pinpoints(where, given, int(self._fact(where, "image_size")))
         )
+
+    def chosen(self, where: str, value: ConfigValue) -> ConfigValue:
+        """The value itself, or the first of its cases that holds."""
+        for case in value.cases:
+            if self.hold(where, case.when):
+                return self.chosen(where, case)
+        if value.cases:
+            raise ConfigError.of(
+                "LR112", f"no case of `{where}` holds for this tower ({dict(self.facts)})."
+            )
+        return value
 
     def of_all(self, where: str, values: Mapping[str, ConfigValue]) -> dict[str, Any]:
         """Key → value, for a group of values."""

@@ -232,3 +232,37 @@ def test_a_projector_of_a_kind_that_tensors_do_not_show(
         "out",
     )
     assert (ran.code, "LR112" in ran.out, repr(said) in ran.out) == (3, True, True)
+
+
+def without_llava_keys(folder: Path, **kept: Any) -> Path:
+    """The model with a plain config of its language model, as if LLaVA's own was lost."""
+    shutil.copytree(LLAMA, folder)
+    content = json.loads((folder / "config.json").read_text())
+    plain = {key: value for key, value in content.items() if not key.startswith(("mm_", "image_"))}
+    for key in ("tune_mm_mlp_adapter", "freeze_mm_mlp_adapter", "use_mm_proj"):
+        plain.pop(key, None)
+    (folder / "config.json").write_text(json.dumps(plain | kept))
+    return folder
+
+
+def test_values_that_a_lost_config_does_not_say_are_named(tmp_path: Path) -> None:
+    source = without_llava_keys(tmp_path / "plain")
+    job = plan("llava-v1.5", [str(source), f"vision_tower={CLIP}"], dry_run=True)
+    [note] = [note for note in job.plan.notes if "Assumed:" in note.cause]
+    assert note.code == "LR315"
+    for assumed in (
+        "vision_feature_layer: -2 (`mm_vision_select_layer` of the source)",
+        "vision_feature_select_strategy: 'default' (`mm_vision_select_feature` of the source)",
+        "mm_projector_type: mlp2x_gelu",
+        "image_aspect_ratio isn't 'pad', so there is no do_pad, do_center_crop",
+        "mm_use_im_start_end isn't True",
+    ):
+        assert assumed in note.cause
+
+
+@pytest.mark.parametrize("kept", [{"mm_hidden_size": 64}, {"image_aspect_ratio": "square"}])
+def test_a_config_of_the_training_has_its_defaults(tmp_path: Path, kept: dict[str, Any]) -> None:
+    """What LLaVA's code writes without some of its keys is computed with that code's defaults."""
+    source = without_llava_keys(tmp_path / "own", **kept)
+    job = plan("llava-v1.5", [str(source), f"vision_tower={CLIP}"], dry_run=True)
+    assert not [note for note in job.plan.notes if "Assumed:" in note.cause]
