@@ -26,7 +26,12 @@ from llava_remap.planning import Layout, build_plan
 from llava_remap.rewrite import Program, compile_rules
 from llava_remap.routing import Routes, main_names, route
 from llava_remap.routing.identify import HF_LAYOUTS, identify
-from llava_remap.routing.trained_with import naming_notes, projector_findings, tower_problems
+from llava_remap.routing.trained_with import (
+    misplaced_parts,
+    naming_notes,
+    projector_findings,
+    tower_problems,
+)
 from llava_remap.rulefile import RuleFile, load_rule_file
 from llava_remap.source.defaults import open_first, open_needed
 from llava_remap.source.sources import Sources, name_sources, open_given, short_name
@@ -220,6 +225,8 @@ def plan_checkpoints(
     """
     options = options or Options()
     routed = _route(file, checkpoints)
+    if misplaced := misplaced_parts(file, checkpoints, routed.routes):
+        raise RemapError(misplaced)
     problems = _fit_problems(file, routed, given)
     problems += manifest_problems(checkpoints, dry_run=options.dry_run)
     recognised, notes = not problems, list[Problem]()

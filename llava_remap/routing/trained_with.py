@@ -18,6 +18,11 @@ from llava_remap.target_model import has_stock_sizes
 
 #: The prefix of a projector's names in the classic layout.
 PROJECTOR = "multi_modal_projector."
+#: The prefix of a language model's names there, and of its tables of a row for each token.
+_LANGUAGE_MODEL = "language_model."
+_ROWS = tuple(_LANGUAGE_MODEL + name for name in ("model.embed_tokens.", "lm_head."))
+#: The sources of what a LoRA training and a projector's training write.
+_ADAPTER, _PRETRAINED = "adapter", "projector"
 #: DeepSpeed's ZeRO-2 writes the trained weights into this file, in a step's folder beside the pairs
 #: of that step.
 _STATES, _NUMBER = "mp_rank_00_model_states.pt", re.compile(r"global_step([0-9]{1,12})")
@@ -69,6 +74,53 @@ def _last_part(checkpoint: Checkpoint) -> str:
     path = checkpoint.folder or checkpoint.path.with_suffix("")  # a manifest has no folder
     here = checkpoint.in_memory or not checkpoint.origin
     return last_part(str(path.resolve()) if here else checkpoint.origin)
+
+
+def misplaced_parts(
+    rules: RuleFile, checkpoints: Mapping[str, Checkpoint], routes: Routes
+) -> list[Problem]:
+    """LR211 for a source that is another part than the one that it is given as.
+
+    A whole model given as a part would take the place of every tensor of the language model of the
+    first source, which nobody means. An adapter given as a projector would change layers.
+    """
+    first, problems = rules.first_source, []
+    kept = any(r.source == first and _of_language_model(r.rewrite) for r in routes.taken)
+    covered = dict.fromkeys(
+        source
+        for r, source in routes.replaced
+        if r.source == first and not kept and _of_language_model(r.rewrite)
+    )
+    for name, part in checkpoints.items():
+        where = quote(part.location)
+        if name in covered and not part.pairs:
+            problems.append(
+                Problem(
+                    "LR211",
+                    f"{part.location} is given as `{name}`, and it is no part: it has every tensor "
+                    f"of the language model, so that nothing of `{first}` would be left.",
+                    f"If it is the model, give it alone as one: --source {first}={where}.",
+                )
+            )
+        elif name == _PRETRAINED and part.pairs and _ADAPTER in rules.text.sources:
+            problems.append(
+                Problem(
+                    "LR211",
+                    f"{part.location} is given as `{name}`, and it is an adapter: it has "
+                    f"{len(part.pairs)} LoRA pairs.",
+                    f"Give it as one: --source {_ADAPTER}={where}.",
+                )
+            )
+    return problems
+
+
+def _of_language_model(rewrite: Rewrite) -> bool:
+    """Whether a tensor is of the layers; embed_tokens and lm_head are trained with projectors."""
+    return (
+        rewrite.target is not None
+        and rewrite.target.startswith(_LANGUAGE_MODEL)
+        and not rewrite.target.startswith(_ROWS)
+    )
 
 
 def tower_problems(

@@ -418,6 +418,25 @@ def test_a_tower_of_the_stock_sizes_is_the_stock_one_by_its_name_alone(
     assert (ran.code, "LR316" in ran.out) == (0, is_told)
 
 
+# --- another part than the source is for
+
+
+@pytest.mark.parametrize("name", ["adapter", "projector"])
+def test_a_whole_model_is_no_part(name: str, run: Run) -> None:
+    """It would take the place of the whole base."""
+    ran = applied(run, "llava-v1.5", f"model={vicuna()}", f"{name}={LLAVA}", f"vision_tower={CLIP}")
+    assert (ran.code, f"is given as `{name}`, and it is no part" in told(ran)) == (2, True)
+    assert f"give it alone as one: --source model={LLAVA}." in told(ran)
+    assert not Path("out").exists()
+
+
+def test_an_adapter_is_no_projector(run: Run) -> None:
+    ran = applied(run, "llava-v1.5", f"model={LLAVA}", f"projector={LORA}", f"vision_tower={CLIP}")
+    assert (ran.code, "LoRA pairs" in told(ran)) == (2, True)
+    assert f"Give it as one: --source adapter={LORA}." in told(ran)
+    assert not Path("out").exists()
+
+
 # --- the projector that was trained with an adapter
 
 
