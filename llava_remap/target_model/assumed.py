@@ -83,8 +83,9 @@ def assumed_note(
     if said:
         yield Problem(
             "LR315",
-            "the config that describes the language model has none of the keys that the training "
-            f"of such a model adds ({', '.join(sorted(asked))}). Assumed: {'; '.join(said)}.",
+            f"assumed, since no config says it: {'; '.join(said)}. The config that describes the "
+            "language model has none of the keys that the training of such a model adds "
+            f"({', '.join(sorted(asked))}).",
             "If the model was trained otherwise, the folder computes something else. Give the "
             "checkpoint with the config.json of its training, or put these keys into it.",
         )

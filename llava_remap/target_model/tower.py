@@ -258,9 +258,8 @@ def _known(
         raise UnknownTowerError.of(
             "LR112",
             "nothing tells the number of attention heads and the activation of the vision tower "
-            f"({_describe(seen)}): tensors "
-            f"don't show them, and {'it' if named is None else f'`{named}`'} is none of the stock "
-            f"towers of these sizes ({', '.join(TOWERS)}).",
+            f"({_describe(seen)}): tensors don't show them, and {_not_stock(named, seen)} "
+            f"({', '.join(TOWERS)}).",
             _GIVE,
         )
     if known is given is not None and (
@@ -286,7 +285,7 @@ def _known(
         notes.append(
             Problem(
                 "LR309",
-                f"the language model's config names {named}, a tower of other sizes.",
+                f"the language model's config names {named}, {_other(STOCK[str(called)], seen)}.",
                 believed,
             )
         )
@@ -319,6 +318,24 @@ def _fits(config: Mapping[str, Any], seen: Mapping[str, Any]) -> bool:
         in ((0,) if seen["class_tokens"] else (0, 1))
         and side * side == seen["patches"]
     )
+
+
+def _other(stock: Mapping[str, Any], seen: Mapping[str, Any]) -> str:
+    """How a stock tower differs from one of these sizes, which it doesn't fit."""
+    if stock["model_type"] != seen["model_type"]:
+        return f"a tower of another kind ({stock['model_type']}, not {seen['model_type']})"
+    return f"a tower of other sizes ({_describe(stock)})"
+
+
+def _not_stock(named: str | None, seen: Mapping[str, Any]) -> str:
+    """Why no preset tells what a tower of these sizes computes."""
+    called = stock_name(named)
+    if called in STOCK:
+        other = _other(STOCK[str(called)], seen)
+        return f"the config names `{named}`, {other}; none of the stock towers has these sizes"
+    if called is None:
+        return "none of the stock towers has these sizes"
+    return f"`{named}` is none of the stock towers"
 
 
 def _describe(sizes: Mapping[str, Any]) -> str:

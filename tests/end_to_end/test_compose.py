@@ -471,9 +471,13 @@ def test_a_pair_on_what_is_tied(run: Run, changed: Changed, adapter: Callable[..
 
 
 def test_two_adapters_of_one_tensor(run: Run) -> None:
-    ran = applied(
-        run, RELEASED / "bin", f"adapter={LORA}", f"projector={LORA}", more=("--format", "json")
+    """Of a rule file that takes a second adapter."""
+    Path("two.yaml").write_text(
+        "schema: 1\nname: two\nversion: 1.0.0\nsummary: two adapters\nextends: [llava-v1.5.yaml]\n"
+        "sources: {second: {optional: true, overrides: true, use: [tensors]}}\n"
     )
+    sources = given(RELEASED / "bin", f"vision_tower={CLIP}", f"adapter={LORA}", f"second={LORA}")
+    ran = run("apply", "two.yaml", *sources, "--output", "out", "--format", "json")
     assert set(problems(ran)) == {"LR304"}
     assert "both change `language_model.model." in problems(ran)["LR304"]
 

@@ -152,3 +152,33 @@ def test_a_stock_tower_given_apart_has_to_be_the_one_that_is_named(
     assert ran.code == 1
     assert "LR309" in ran.out
     assert "has the sizes of clip-vit-large-patch14; " in ran.out
+
+
+SIGLIP = "google/siglip-so400m-patch14-384"
+
+
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        (OPENAI_336, f"the config names `{OPENAI_336}`, a tower of other sizes"),
+        (SIGLIP, f"the config names `{SIGLIP}`, a tower of another kind"),
+        ("mine/tower", "`mine/tower` is none of the stock towers ("),
+        (None, "none of the stock towers has these sizes ("),
+    ],
+)
+def test_why_no_preset_counts(named: str | None, said: str) -> None:
+    with pytest.raises(RemapError) as raised:
+        read_tower(TOWER, clip_tensors(layers=23), None, named)
+    [problem] = raised.value.problems
+    assert said in problem.cause
+
+
+def test_the_named_tower_of_another_kind_is_told_as_that() -> None:
+    own = json.loads((MANIFESTS / "clip-vit-large-patch14-336.json").read_text())["config"]
+    [note] = read_tower(TOWER, clip_tensors(), own["vision_config"], SIGLIP).notes
+    assert note.code == "LR309"
+    kinds = "(siglip_vision_model, not clip_vision_model)"
+    assert (
+        note.cause
+        == f"the language model's config names {SIGLIP}, a tower of another kind {kinds}."
+    )
