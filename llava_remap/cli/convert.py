@@ -213,6 +213,13 @@ def _outputs(
             )
         return [*arguments], [*outputs_in(output_folder(output_dir), arguments)]
     first, *others = arguments
+    if len(others) == 1 and output is not None:
+        raise refuse(
+            "LR211",
+            f"the folder to write is given twice: {others[0]} and --output {output}.",
+            "Give it once. Other sources of the checkpoint are given with --source, such as "
+            "--source vision_tower=DIR. To convert several checkpoints: --output-dir DIR.",
+        )
     places: list[str | Path] = [*others, *([output] if output is not None else [])]
     if len(places) > 1 or (others and holds_others(output_folder(others[0]))):
         raise refuse(

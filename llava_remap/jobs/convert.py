@@ -255,8 +255,13 @@ def _none_fits(request: Request, inspection: Inspection) -> RemapError:
     why = f"{': ' + '; '.join(nearest.contradictions) if nearest.contradictions else ''}."
     unknown = f"{request.source}: every shipped rule file knows less than a tenth of its names."
     cause = near + why if nearest.is_near else unknown
-    no_fit = Problem("LR320", cause, inspection.advice)
-    return RemapError([no_fit, *nearest.refusals])
+    if not nearest.refusals or nearest.remedy:
+        return RemapError([Problem("LR320", cause, inspection.advice), *nearest.refusals])
+    fix = (
+        f"{nearest.rules} takes every name, and refuses the checkpoint for the reasons above. When "
+        f"these are corrected: {request.command(rules=nearest.rules)}"
+    )
+    return RemapError([*nearest.refusals, Problem("LR320", cause, fix)])
 
 
 def _is_complete(fit: Fit, request: Request) -> bool:

@@ -62,7 +62,9 @@ def print_result(console: Console, result: Result, job: Job) -> None:
         if plan.layout == "original"
         else serving(_path(result.output), job.small_files, plan.layout)
     )
-    notes = [note_line(n) for n in result.notes if n not in plan.notes or n.lacks]
+    # A note of what the folder lacks is repeated below a long plan.
+    again = DETAIL.get() != "quiet"
+    notes = [note_line(n) for n in result.notes if n not in plan.notes or (n.lacks and again)]
     done = Text.assemble(
         ("Done", "bold green"), f": {shown(result.output)} written in {result.seconds:.1f} s"
     )

@@ -67,6 +67,29 @@ def test_a_note_on_what_the_folder_lacks_is_whole(run: Run) -> None:
     assert "--source language_model=" in note
 
 
+def test_quiet_prints_a_note_on_what_the_folder_lacks_once(run: Run) -> None:
+    [source] = folders("in")
+    for file in Path("in").glob("*token*"):
+        file.unlink()
+    ran = run("convert", source, *TOWER, "-q", "--verify", "none")
+    assert (ran.code, ran.out.count("LR408")) == (0, 1)
+
+
+def test_an_output_that_is_given_twice_is_told_as_that(run: Run) -> None:
+    [source] = folders("in")
+    ran = run("convert", source, "one", "-o", "two")
+    assert (ran.code, "given twice: one and --output two" in ran.err) == (2, True)
+
+
+def test_a_refused_plan_has_its_reasons_above_and_the_whole_command_below(run: Run) -> None:
+    [source] = folders("in")
+    Path("in/tokenizer_config.json").write_text('{"broken')
+    ran = run("convert", source, *TOWER, "--dry-run", "--format", "json")
+    assert [problem["code"] for problem in ran.json["problems"]] == ["LR113", "LR320"]
+    command = f"llava-remap convert {source} --rules llava-v1.5 {' '.join(map(str, TOWER))}"
+    assert ran.json["problems"][1]["fix"].endswith(command)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
