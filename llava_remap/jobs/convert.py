@@ -25,6 +25,7 @@ from llava_remap.jobs.apply import (
     plan_checkpoints,
 )
 from llava_remap.jobs.choice import Choice
+from llava_remap.jobs.derived_problems import config_problems
 from llava_remap.jobs.further_sources import Ask, Further, Request, further_sources
 from llava_remap.jobs.inspect_parts import inspect_parts
 from llava_remap.jobs.inspection import Inspection, inspect_checkpoint
@@ -33,6 +34,7 @@ from llava_remap.rewrite import contradictions
 from llava_remap.routing.fits import Fit
 from llava_remap.rulefile import (
     Condition,
+    RuleFile,
     Source,
     load_rule_file,
     shipped_folder,
@@ -45,6 +47,7 @@ from llava_remap.source.sources import (
     as_source,
     is_there,
     name_sources,
+    open_given,
     open_source,
     short_name,
     shown,
@@ -248,8 +251,12 @@ def _fitting(request: Request, inspection: Inspection, ask: Ask | None) -> tuple
 
 
 def _none_fits(request: Request, inspection: Inspection) -> RemapError:
-    """LR320, with what speaks against the nearest rule file."""
+    """LR320, with what speaks against the nearest rule file; or the problem that a part was trained
+    from another model than the given one, which keeps every rule file from fitting.
+    """
     nearest = inspection.fits[0]
+    if disagreeing := _disagreeing(request, load_rule_file(nearest.rules)):
+        return RemapError(disagreeing)
     maps = f"{nearest.mapped} of {counted(nearest.total, 'name')}"
     near = f"The nearest rule file to {request.source} is {nearest.rules}, which maps {maps}"
     why = f"{': ' + '; '.join(nearest.contradictions) if nearest.contradictions else ''}."
@@ -262,6 +269,18 @@ def _none_fits(request: Request, inspection: Inspection) -> RemapError:
         f"these are corrected: {request.command(rules=nearest.rules)}"
     )
     return RemapError([*nearest.refusals, Problem("LR320", cause, fix)])
+
+
+def _disagreeing(request: Request, rules: RuleFile) -> list[Problem]:
+    """LR112 if the configs of a given model and of a part for it describe different language
+    models.
+    """
+    if rules.first_source not in request.parts or len(request.parts) == 1:
+        return []
+    try:
+        return config_problems(rules, open_given(rules, request.parts, request.offline))
+    except RemapError:  # a config that can't be read as a language model's
+        return []
 
 
 def _is_complete(fit: Fit, request: Request) -> bool:

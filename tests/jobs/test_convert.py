@@ -341,3 +341,13 @@ def test_a_step_of_a_training_is_named_after_the_training() -> None:
     assert default_output("llava-run/checkpoint-500/") == Path("llava-run-checkpoint-500-hf")
     assert default_output("llava-run") == Path("llava-run-hf")
     assert default_output("me/checkpoint-500@main") == Path("checkpoint-500-hf")
+
+
+def test_an_adapter_of_another_kind_of_language_model_is_told_as_that() -> None:
+    """Every rule file is contradicted by one of the configs, and none of them is the cause."""
+    base = TINY / "llava-v1.6-mistral" / "safetensors"
+    with pytest.raises(RemapError) as refused:
+        choose(TINY / "llava-v1.5-lora", sources={"model": base, "vision_tower": CLIP})
+    [problem] = refused.value.problems
+    assert problem.code == "LR112"
+    assert "disagree on the language model: model_type 'llama' and 'mistral'" in problem.cause
