@@ -324,7 +324,7 @@ def _other(stock: Mapping[str, Any], seen: Mapping[str, Any]) -> str:
     """How a stock tower differs from one of these sizes, which it doesn't fit."""
     if stock["model_type"] != seen["model_type"]:
         return f"a tower of another kind ({stock['model_type']}, not {seen['model_type']})"
-    return f"a tower of other sizes ({_describe(stock)})"
+    return "a tower of other sizes"
 
 
 def _not_stock(named: str | None, seen: Mapping[str, Any]) -> str:
