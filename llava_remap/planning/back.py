@@ -1,7 +1,7 @@
-"""Tensor operations taken back: what they took, made of what they made. Pure.
+"""Take tensor operations back: make the original tensors from the new ones. Pure.
 
-The shapes of the tensors that an operation took follow from those that it made. Then the operation
-places the former in the latter, and the boxes are swapped.
+The shapes of the original tensors follow from the shapes of the new ones. The operation is placed
+with these shapes, and then the boxes of each part are swapped.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _MOST_AXES = 8
 
 @dataclass(frozen=True, slots=True)
 class TakenBack:
-    """An operation to take back, on the tensors that belong together.
+    """An operation to take back, with the new tensors of one application.
 
     Attributes:
-        fields: the values of the fields of their names.
-        made: the tensors that it made.
-        original: gives the original name of a tensor that it took; None if there is none.
+        fields: values of the fields in the tensors' names.
+        made: the new tensors.
+        original: gives the name of the original tensor at a place; None if no single name is known.
     """
 
     rule: CompiledOperation
@@ -43,18 +43,18 @@ class TakenBack:
 
 
 class _LostError(Exception):
-    """What an operation took can't be known, in words that a user reads."""
+    """Why the original tensors of an operation can't be known, in words that a user reads."""
 
 
 @dataclass(frozen=True, slots=True)
 class Before:
-    """What operations took.
+    """The original tensors of operations.
 
     Attributes:
-        operations: the original tensors, in `provided`; `claimed` has the classic names of what
-            can't be taken back, and the problem, LR321, says why.
-        shapes: of the original tensors.
-        unfit: names of tensors whose sizes no operation makes, so they come from elsewhere.
+        operations: `provided` has the original tensors, `claimed` the classic names of tensors that
+            can't be taken back, and `problems` LR321 with the reasons.
+        shapes: shapes of the original tensors.
+        unfit: names of tensors whose sizes their operation can't make, so a rename made them.
     """
 
     operations: Operations
@@ -68,7 +68,7 @@ def take_back(
     tied: Collection[str],
     sizes: Mapping[str, int],
 ) -> Before:
-    """What operations took.
+    """Take operations back.
 
     Args:
         renamed: tensors that a rename may have made as well.
@@ -116,7 +116,7 @@ def _taken_back(
 
     Raises:
         MisfitError: the operation never makes tensors of these sizes and dtypes.
-        _LostError: it left something out, or what it took can't be known.
+        _LostError: it dropped a part, or the original tensors can't be known.
     """
     operation = back.rule.operation
     values = {name: sizes[key] for name, key in operation.sizes.items()}
@@ -171,15 +171,15 @@ def _taken_shapes(
     shapes: Mapping[str, Shape],
     values: Mapping[str, int],
 ) -> dict[Place, Shape]:
-    """The shapes of the tensors that an operation took.
+    """The shapes of the original tensors of an operation.
 
     Args:
-        names: of those that it made.
-        values: of the names in views.
+        names: names of the new tensors.
+        values: values of the names in views.
 
     Raises:
         MisfitError: the operation makes no tensors of these shapes.
-        _LostError: the shapes don't tell.
+        _LostError: the new shapes don't determine the original ones.
     """
     join = operation.join
     if operation.divides:
@@ -210,9 +210,10 @@ def _stored(seen: Seen, join: Join, ends: Sequence[Sequence[Shape]], count: int)
     """The shape of a tensor as it is stored.
 
     Args:
-        seen: how it is seen.
-        ends: the sizes of its parts as they are seen, with divided axes as one.
-        count: of the tensors along the axis that numbers them.
+        seen: its view and order of axes.
+        ends: for each part, the sizes of its tensors as they are seen. Axes that a view divided
+            count as one.
+        count: number of tensors along the stacked axis.
     """
     own = ends[0][0]
     for rank in range(_MOST_AXES + 1):
@@ -240,7 +241,7 @@ def _stored(seen: Seen, join: Join, ends: Sequence[Sequence[Shape]], count: int)
 
 
 def _axes(rank: int, seen: Seen) -> list[int] | None:
-    """For each axis as it is seen, the axis as it is stored; None if there are too few."""
+    """For each axis as it is seen, the axis as it is stored; None if the rank is too small."""
     divided = len(seen.view) or 1
     view = [axis for axis in range(rank) for _ in range(divided if axis == seen.axis else 1)]
     if (seen.view and seen.axis >= rank) or len(seen.axes) > len(view):

@@ -20,7 +20,7 @@ Shape = tuple[int, ...]
 #: The most steps for the coverage of a tensor. A split, concat or stack along one axis takes at
 #: most the square of the number of its boxes.
 MOST_STEPS = 1 << 18
-#: Up to this number of runs, coverage goes by runs, even if there are fewer cells.
+#: Up to this number of runs, coverage is computed by runs, even if there are fewer cells.
 _MANY_RUNS = 1 << 13
 #: The most axes and elements of a tensor.
 _MOST_AXES, _MOST_ELEMENTS = 64, 1 << 62
@@ -59,7 +59,7 @@ class Block(NamedTuple):
     axes: tuple[Axis, ...]
 
     def between(self, axis: Axis, start: int, stop: int) -> Block:
-        """The block, with a part of one axis."""
+        """The block, limited to start..stop of one axis."""
         axes = tuple(
             axis._replace(size=stop - start) if each == axis else each for each in self.axes
         )
@@ -123,7 +123,7 @@ class Box:
 
         Args:
             at: the axis, in the order of `axes`.
-            sizes: of the region along the new axes.
+            sizes: the region's sizes along the new axes.
 
         Raises:
             ValueError: the axis can't be divided there.
@@ -196,7 +196,7 @@ class Part:
         source: the source's name in the rule file.
         shape: of the source tensor.
         taken: the region of the source tensor.
-        placed: the region of the target tensor; its sizes are those of `taken`.
+        placed: the region of the target tensor; it has the same sizes as `taken`.
     """
 
     source: str
@@ -206,7 +206,7 @@ class Part:
 
     @classmethod
     def whole(cls, source: str, name: str, target: str, shape: Shape) -> Part:
-        """A rename: one whole tensor is another one."""
+        """A rename: a whole source tensor becomes a whole target tensor."""
         return cls(source, shape, Box.whole(name, shape), Box.whole(target, shape))
 
     @property
@@ -219,7 +219,7 @@ class Part:
         )
 
     def swapped(self, source: str, shape: Shape) -> Part:
-        """The way back: the target tensor, of this shape, as a tensor of a source."""
+        """The reverse part: `source` has the target tensor, which is of this shape."""
         return Part(source, shape, self.placed, self.taken)
 
     def runs(self) -> Iterator[Run]:
@@ -281,7 +281,7 @@ def _blocks(block: Block, start: int, stop: int) -> Iterator[Block]:
             yield block
         return
     axis, *inner = block.axes
-    # An index of the first axis has its elements before those of the next index.
+    # All elements of an index of the first axis lie before the elements of the next index.
     extent = 1 + sum((each.size - 1) * each.placed for each in inner)
     first = max(-(-(start - block.placed) // axis.placed), 0)
     last = min((stop - block.placed - extent) // axis.placed + 1, axis.size)
@@ -299,8 +299,8 @@ def _merged(axes: Iterable[tuple[int, int, int]]) -> tuple[list[tuple[int, int, 
         axes: for each axis its strides on both sides, and its size.
 
     Returns:
-        The other axes, ordered so that runs follow the first side's elements; and the number of
-        elements of a run.
+        The other axes, ordered by their strides on the first side, the largest first; and the
+        number of elements of a run.
     """
     steps = sorted((axis for axis in axes if axis[2] != 1), reverse=True)
     count = 1
@@ -332,7 +332,7 @@ def runs_in_order(parts: Sequence[Part]) -> Iterator[tuple[Part, Run]]:
 
 
 def coverage_gaps(shape: Shape, boxes: Iterable[Box]) -> tuple[list[range], list[range]]:
-    """The rows of a tensor that its boxes leave out, and those that they cover twice.
+    """The rows of a tensor that no box covers, and the rows that several boxes cover.
 
     Args:
         shape: of the tensor; a row is an index of its first axis.
@@ -381,8 +381,8 @@ def _steps_by_runs(boxes: Sequence[Box]) -> int:
 
 
 def _steps_by_cells(boxes: Sequence[Box]) -> int:
-    """The number of cells in the grid that the borders of boxes make, times the boxes to compare
-    each with. Over the limit if the boxes have different views, which make no common grid.
+    """The number of cells in the grid that the boxes' borders make, times the number of boxes. Over
+    the limit if the boxes have different views, because they have no common grid then.
     """
     if len({box.view for box in boxes}) != 1:
         return MOST_STEPS + 1
@@ -399,7 +399,7 @@ def _cuts(boxes: Sequence[Box]) -> list[list[int]]:
 
 
 def _counts_of_cells(boxes: Sequence[Box]) -> Iterator[tuple[range, int]]:
-    """Like `_counts`, for boxes of one view. A cell counts with all elements from its first to its
+    """Like `_counts`, for boxes of one view. A cell stands for all elements from its first to its
     last.
     """
     strides, bounds = _strides(boxes[0].view), [box.in_view() for box in boxes]

@@ -81,11 +81,11 @@ def build_plan(
             names. None plans with classic names.
         chat_template: the chat template that is written.
         dtype: the dtype of every parameter that is written; None keeps the dtype of each.
-        max_shard_nbytes: bytes of tensors in an output file, except for a larger tensor, which has
-            a file to itself. None makes one output file for each source file.
+        max_shard_nbytes: the most bytes of tensors in an output file. A larger tensor has a file
+            to itself. None makes one output file for each source file.
         recognised: whether the rule file is for this checkpoint. If not, unmapped tensors are not
             a problem of their own.
-        operations: what tensor operations give; None to put sizes to those of `routes`.
+        operations: the placed tensor operations; None places the operations of `routes`.
         norms_about_one: whether the language model's norms multiply by their weights, so the
             weights are about 1.
     """
@@ -210,21 +210,21 @@ def build_plan(
 
 @dataclass(frozen=True, slots=True)
 class _Match:
-    """The parameters of the target, and what there is for each.
+    """The target's parameters, and the tensors and changes for each.
 
     Attributes:
         shapes: the target's parameters; none if there is no target.
-        tied: by the alias, the parameter that it shares its tensor with.
+        tied: by alias, the parameter whose tensor it shares.
         providers: by parameter, the tensors that are renamed to it: one, if all is well.
         single: by parameter, its only provider.
         operations: what tensor operations provide.
         placed: by parameter, the only operation that provides it.
         pairs: by parameter, the pair of LoRA matrices that is added to it.
-        pairs_of_operated: by the name by which an operation takes a tensor, the pair that is added
-            to the tensor.
-        changes: by parameter, the post-load change of it.
-        makes: those changes that make the parameter.
-        taken: all source tensors that count, in order.
+        pairs_of_operated: like `pairs`, by the name under which an operation takes the tensor that
+            the pair changes.
+        changes: by parameter, its post-load change.
+        makes: the changes that make their parameter.
+        taken: all source tensors that are taken, in order.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -278,7 +278,7 @@ class _Match:
 
     @property
     def given(self) -> Collection[str]:
-        """The parameters that sources provide, or would if the sizes added up."""
+        """The parameters that sources provide, or would provide if the sizes added up."""
         return {*self.providers, *self.operations.provided, *self.operations.claimed}
 
     @property
@@ -292,7 +292,7 @@ class _Match:
 
     @property
     def operated(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of the tensors that operations take, by the names by which they are taken."""
+        """Name under which an operation takes a tensor → the tensor's shape."""
         return {
             str(routed.rewrite.target): routed.tensor.shape
             for routed in self.taken
@@ -300,7 +300,7 @@ class _Match:
         }
 
     def operated_of(self, parameters: Collection[str]) -> set[str]:
-        """The names by which operations take tensors that become one of these parameters."""
+        """The names under which operations take the tensors of these parameters."""
         return {
             str(routed.rewrite.target)
             for name, entries in self.operations.provided.items()
@@ -310,12 +310,12 @@ class _Match:
         }
 
     def tensors(self, name: str) -> Sequence[Routed]:
-        """The tensors of which a parameter is made that has one provider."""
+        """The source tensors of a parameter that has one provider."""
         return self.placed[name].tensors if name in self.placed else [self.single[name]]
 
 
 def _pairs(routes: Routes, *, operated: bool) -> dict[str, RoutedPair]:
-    """By name the pairs that change a tensor which an operation takes, or the others."""
+    """LoRA pairs by changed tensor: the pairs whose tensor an operation takes, or the others."""
     return {
         str(pair.rewrite.target): pair
         for pair in routes.pairs
@@ -356,7 +356,7 @@ def _made(match: _Match) -> list[Mapped]:
 
 
 def _aliases(match: _Match) -> list[Alias]:
-    """The names that the target ties, of those that the sources store."""
+    """The tied names that the sources store."""
     return [
         Alias(name, match.tied[name], r.origin, r.tensor.dtype, r.tensor.shape, r.rewrite.rules)
         for name, r in match.single.items()
@@ -365,7 +365,7 @@ def _aliases(match: _Match) -> list[Alias]:
 
 
 def _unmapped(routes: Routes, match: _Match) -> list[Unmapped]:
-    """The tensors that no rule drops, and whose names are none of the target's."""
+    """The tensors that no drop or operation takes and whose new name isn't a parameter."""
     return [
         Unmapped(
             r.source,
@@ -409,9 +409,9 @@ def _mismatched(
 
 
 def _agreeing_pairs(match: _Match) -> set[str]:
-    """The parameters on whose shape an adapter agrees with the target.
+    """The parameters for which an adapter has the target's shape.
 
-    If the base differs there, the base is the wrong one. `pair_problems` reports it.
+    If the base has another shape there, it is the wrong base, and `pair_problems` reports it.
     """
     return {
         name

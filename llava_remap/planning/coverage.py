@@ -26,7 +26,7 @@ def placement_problems(
     Args:
         mapped: the target tensors that are written.
         aliases: names that aren't written. Each takes all of its source tensor.
-        dropped: what is left out.
+        dropped: tensors and regions that are left out.
     """
     rows: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for entry in mapped:
@@ -51,7 +51,7 @@ def placement_problems(
 
 
 def _is_renamed(entry: Mapped) -> bool:
-    """Whether an entry can have no gap: one whole tensor, or one that a post-load rule makes."""
+    """Whether an entry can't have gaps: it is one whole tensor, or a post-load rule makes it."""
     return entry.is_made or (len(entry.parts) == 1 and entry.parts[0].is_whole)
 
 

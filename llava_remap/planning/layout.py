@@ -24,7 +24,7 @@ class Layout:
     names: Mapping[str, str] = field(default_factory=dict)
 
     def spell(self, name: str) -> str:
-        """The name in this layout of a parameter."""
+        """A parameter's name in this layout."""
         return self.names.get(name, name)
 
     def target(self, target: Target) -> Target:
@@ -48,7 +48,7 @@ class Layout:
         return replace(entry, change=replace(change, target=self.spell(change.target), reads=reads))
 
     def problems(self, problems: Iterable[Problem]) -> list[Problem]:
-        """The same problems; those that name parameters, under their names in this layout."""
+        """The same problems, with parameters under their names in this layout."""
         return [self._problem(problem) for problem in problems]
 
     def _problem(self, problem: Problem) -> Problem:

@@ -137,7 +137,7 @@ class Mapped:
 
     @property
     def loras(self) -> tuple[AddLora, ...]:
-        """At most one for each source tensor."""
+        """The LoRA pairs to add, at most one for each source tensor."""
         return tuple(step for step in self.then if isinstance(step, AddLora))
 
     def shape_of(self, origin: SourceName) -> Shape:
@@ -156,7 +156,7 @@ class Mapped:
 
     @property
     def is_rounded(self) -> bool:
-        """Whether the written dtype lacks numbers of the sources' dtype."""
+        """Whether the written dtype can't represent every number of the sources' dtype."""
         return not holds(self.dtype, self.stored_dtype)
 
     @property
@@ -232,7 +232,7 @@ def refuse_uncovered(mapped: Collection[Mapped]) -> None:
 
 
 def part_json(part: Part) -> dict[str, Any]:
-    """The JSON form of a part. A part that is a whole tensor is only the source tensor's name."""
+    """The JSON form of a part. A whole tensor has the source tensor's name alone."""
     named = {"source": part.source, "name": part.taken.name}
     if part.is_whole:
         return named
@@ -255,12 +255,12 @@ def _part(entry: Mapping[str, Any], target: str, whole: Shape) -> Part:
 
 @dataclass(frozen=True, slots=True)
 class Alias:
-    """A target name that a source has and that isn't written, because the model ties it to another
-    one.
+    """A target name that a source has but that isn't written, because the model ties it to another
+    parameter.
 
     Attributes:
         of: the target tensor that it shares.
-        dtype, shape: those of the source tensor.
+        dtype, shape: of the source tensor.
         rules: the rules that made the target name.
     """
 
@@ -313,8 +313,9 @@ def _text(found: Any) -> str:
 
 
 def aligned(entries: Sequence[Mapped]) -> list[Mapped]:
-    """The entries of a file in an order in which each tensor is aligned to its elements' size, as
-    readers that map the file want it: the given order if it does so, else wider elements first.
+    """Order the entries of a file so that each tensor is aligned to the size of its elements, which
+    readers that map the file need. The given order is kept if it does so; else wider elements come
+    first.
     """
     at = 0
     for entry in entries:

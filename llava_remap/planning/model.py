@@ -24,7 +24,7 @@ FORMAT_VERSION = 2
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """A source tensor that is left out, or with `box` a region of one."""
+    """A source tensor that is left out; with `box`, only a region of it is."""
 
     source: str
     name: str
@@ -60,7 +60,7 @@ class Unmapped:
     """A source tensor without a parameter.
 
     Attributes:
-        produced: the name that `rules` gave it, and that the target doesn't have; None if no rule
+        produced: the name that `rules` gave it, which the target doesn't have; None if no rule
             matched.
     """
 
@@ -89,8 +89,8 @@ class Mismatched:
 
 @dataclass(frozen=True, slots=True)
 class Collision:
-    """Several source tensors for one parameter; or one that a post-load rule, `made_by`, makes
-    too.
+    """A parameter with several source tensors, or with a source tensor although the post-load rule
+    `made_by` makes it.
     """
 
     target: str

@@ -1,4 +1,4 @@
-"""What a plan says of tensors that share their bytes, of sources that aren't used, and of tensors
+"""Notes of a plan: on tensors that share their bytes, on sources that aren't used, and on tensors
 that replace others.
 """
 
@@ -58,9 +58,11 @@ def beside_notes(
     single: Mapping[str, Routed],
     placed: Collection[str],
 ) -> list[Problem]:
-    """LR310 for each source that isn't used, with the number of its tensors whose shape differs
-    from the tensor in their place, and of those that operations put together on one side alone. The
-    other tensors are compared by value.
+    """LR310 for each source that isn't used.
+
+    The note counts the source's tensors with another shape than the tensor used instead, and those
+    that can't be compared because an operation applies on one side only. The other tensors are
+    compared by value.
     """
     notes = []
     for source in dict.fromkeys(r.source for r in routes.beside):
@@ -89,7 +91,7 @@ def beside_notes(
 
 
 def _is_made(beside: Routed, single: Mapping[str, Routed], placed: Collection[str]) -> bool:
-    """Whether an operation makes what stands in place of a tensor, or would make it of the
+    """Whether an operation makes the tensor that is used instead, or would make it from this
     tensor.
     """
     if (operated := beside.rewrite.operated) is None:

@@ -1,6 +1,4 @@
-"""What tensor operations give the target: the boxes of each parameter, or why sizes don't add up.
-Pure.
-"""
+"""The boxes of each parameter that tensor operations make, or why sizes don't add up. Pure."""
 
 from __future__ import annotations
 
@@ -32,7 +30,7 @@ class Provided:
 
     @property
     def dtype(self) -> str:
-        """The dtype of the source tensors; all have one."""
+        """The dtype of the source tensors; all have the same."""
         return self.tensors[0].tensor.dtype
 
 
@@ -41,9 +39,9 @@ class Operations:
     """All operations of a plan.
 
     Attributes:
-        provided: by parameter, what each operation gives; one entry, if all is well.
+        provided: by parameter, an entry for each operation that makes it; several are a collision.
         dropped: the parts that are left out.
-        claimed: the parameters that operations would make whose sizes don't add up.
+        claimed: the parameters of operations whose sizes don't add up.
         problems: LR321, with the reason for each tensor.
     """
 
@@ -59,11 +57,11 @@ def place_operations(
     tied: Collection[str],
     sizes: Mapping[str, int],
 ) -> Operations:
-    """Put sizes to every operation.
+    """Place every operation.
 
     Args:
         shapes: the parameters of the target.
-        tied: those that share the tensor of another one.
+        tied: parameters that share another parameter's tensor.
         sizes: key of the target's config → its value, for the names in views.
     """
     provided: dict[str, tuple[Provided, ...]] = {}
@@ -111,7 +109,7 @@ def place_one(
         names: the new names, by the number of the end and the number in a list.
 
     Raises:
-        MisfitError: a tensor is lacking or there twice, or sizes don't add up.
+        MisfitError: a tensor is missing or given twice, or sizes don't add up.
     """
     operation, sources = applied.rule.operation, _one_each(applied)
     for name in names.values():
@@ -184,7 +182,7 @@ def _divided(
 
 
 def _part(routed: Routed, taken: Box | None, placed: Box | None) -> Part:
-    assert taken is not None  # only a part of a whole that is divided is dropped
+    assert taken is not None  # only a division drops parts
     assert placed is not None
     return Part(routed.source, routed.tensor.shape, taken, placed)
 

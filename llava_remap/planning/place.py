@@ -1,7 +1,7 @@
 """Tensor operations on shapes: the boxes of every tensor that an operation takes or makes. Pure.
 
-The whole and its parts are compared as they are seen: after their views and orders of axes. What a
-view divided counts as one axis there, so a part may have it undivided.
+The whole and its parts are compared as they are seen: after their views and orders of axes. Axes
+that a view divided count as one axis there, so a part may have that axis undivided.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class MisfitError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A part of the whole: a region of each, of equal sizes.
+    """The place of a part in the whole: a region of each, with equal sizes.
 
     Attributes:
         in_part, in_whole: the regions; `in_part` is None for a part that is dropped.
@@ -38,7 +38,7 @@ class PartShape:
     Attributes:
         number: in a list; else 0.
         shape: None for a part that is dropped.
-        size: of a dropped part along the axis; `*` for what the others leave.
+        size: of a dropped part along the axis; `*` for the rest.
     """
 
     name: str
@@ -105,8 +105,8 @@ class _Seen:
 
     Attributes:
         box: all of it.
-        groups: for each axis of the box, the number of the axis that it counts to, if what a view
-            divided is one again.
+        groups: for each axis of the box, the number of its undivided axis. Neighbouring axes that
+            a view divided have the same number.
     """
 
     box: Box
@@ -117,11 +117,11 @@ class _Seen:
         return len(self.groups)
 
     def divided(self, sizes: Sequence[int], without: int | None = None) -> list[Shape]:
-        """For each axis, with divided axes as one again, the sizes into which it is divided.
+        """For each undivided axis, the sizes into which it is divided.
 
         Args:
-            sizes: of a region.
-            without: an axis that doesn't count; one that was never divided is left out.
+            sizes: a region's sizes along the axes of the box.
+            without: an axis of the box to leave out.
         """
         found: dict[int, Shape] = {}
         for axis, (group, size) in enumerate(zip(self.groups, sizes, strict=True)):
@@ -130,12 +130,12 @@ class _Seen:
         return [*found.values()]
 
     def merged(self, sizes: Sequence[int], without: int | None = None) -> Shape:
-        """The sizes of a region, with divided axes as one again; as `divided`."""
+        """Like `divided`, with the product of the sizes for each undivided axis."""
         return tuple(map(prod, self.divided(sizes, without)))
 
 
 def as_seen(name: str, shape: Shape, seen: Seen, sizes: Mapping[str, int]) -> _Seen:
-    """Put sizes to how a tensor is seen.
+    """Apply a view and an order of axes to a shape.
 
     Raises:
         MisfitError: the view doesn't divide the axis, or there is no such axis.
@@ -178,10 +178,10 @@ def _value(size: Size, sizes: Mapping[str, int]) -> int:
 def _extents(
     whole: _Seen, join: Join, parts: Sequence[Sequence[PartShape]], sizes: Mapping[str, int]
 ) -> list[int]:
-    """The size of each part along the axis on which they follow one another.
+    """The size of each part along the axis of a split or concatenation.
 
     Raises:
-        MisfitError: the sizes aren't that of the whole.
+        MisfitError: the sizes don't add up to the size of the whole.
     """
     if join.along is None:
         return []
@@ -207,7 +207,7 @@ def _extents(
 
 
 def _extent(whole: _Seen, join: Join, part: PartShape, sizes: Mapping[str, int]) -> int | None:
-    """The size of a part along the axis; None for what the others leave."""
+    """The size of a part along the axis; None for a part that gets the rest."""
     if part.shape is None:
         return None if part.size == REST else _value(part.size, sizes)
     seen = as_seen(part.name, part.shape, part.seen, sizes)
@@ -215,7 +215,7 @@ def _extent(whole: _Seen, join: Join, part: PartShape, sizes: Mapping[str, int])
     along = join.along
     assert along is not None
     group = whole.groups[along]
-    # The axis of the part that has the size, with what a view divided as one axis.
+    # The part's own axis for `along`, where axes that a view divided count as one.
     counted = [g for axis, g in enumerate(whole.groups) if axis != join.stacked]
     at = list(dict.fromkeys(counted)).index(group)
     own = seen.merged(seen.box.sizes)
@@ -235,7 +235,7 @@ def _extent(whole: _Seen, join: Join, part: PartShape, sizes: Mapping[str, int])
 def _placed(
     region: Box, whole: _Seen, join: Join, part: PartShape, sizes: Mapping[str, int]
 ) -> Placed:
-    """A part of the whole, with both regions in axes of the same sizes.
+    """The place of a part in the whole, with both regions in axes of the same sizes.
 
     Raises:
         MisfitError: the part has another shape than its place.
@@ -255,7 +255,7 @@ def _placed(
         strict=True,
     )
     for ours, theirs in ways:
-        # Where both are divided, other sizes would put the numbers elsewhere than the rule says.
+        # If both are divided, different sizes would put numbers elsewhere than the rule says.
         if len(ours) > 1 and len(theirs) > 1 and ours != theirs:
             raise MisfitError(
                 f"`{part.name}` is seen as {list(ours)}, and its place in `{region.name}` as "
@@ -265,7 +265,7 @@ def _placed(
 
 
 def _without_ones(sizes: Shape) -> Shape:
-    """Axes of size 1 change no number's place: a tensor may have them that another one lacks."""
+    """The sizes without axes of size 1, which don't change the place of any number."""
     return tuple(size for size in sizes if size != 1)
 
 
@@ -273,7 +273,7 @@ def _matched(one: Box, other: Box) -> tuple[Box, Box]:
     """Both boxes, with axes divided until all sizes are equal.
 
     Raises:
-        MisfitError: no division serves both.
+        MisfitError: no division makes the sizes equal.
     """
     at = 0
     try:
@@ -301,7 +301,7 @@ def _size(box: Box, at: int) -> int | None:
 
 
 def _with_one(box: Box, at: int) -> Box:
-    """The box with one more axis, of size 1, before an axis."""
+    """The box with a new axis of size 1 before the axis `at`."""
     number = len(box.view)
     return Box(
         box.name,

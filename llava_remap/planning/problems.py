@@ -18,7 +18,7 @@ from llava_remap.routing import Routed, RoutedPair, Routes
 
 #: The number of a layer of the language model, in any layout.
 _LAYER = re.compile(r"(?:model\.)?language_model\.(?:model\.)?layers\.(\d+)\.")
-#: Keys of a config with the same number. If there are more, the number explains nothing.
+#: The most keys of a config with the same number. If there are more, it may be chance.
 _BY_CHANCE = 3
 #: The axes of PyTorch's convolutions in the order in which MLX has them.
 _MLX = (0, 2, 3, 1)
@@ -73,7 +73,7 @@ def coverage_problems(
     kind, with every name of that kind.
 
     Args:
-        there: the components of the model (`vision_tower`, …) of which the sources have tensors.
+        there: the model's components (`vision_tower`, …) for which the sources have tensors.
         config: the first source's config, which may explain a shape.
         as_source: whether the source is in a layout of transformers already, so no rule could
             help.
@@ -137,8 +137,8 @@ def _of_other_tables(
     """Separate mismatches that a replaced embedding explains.
 
     Returns:
-        The mismatches without this explanation; and LR401 for those with as many rows as the
-        embedding that another source replaces.
+        The mismatches without this explanation; and LR401 for tensors with as many rows as the
+        replaced embedding.
     """
     left, problems = list(mismatched), []
     produced = routes.produced
@@ -168,8 +168,8 @@ def _of_other_tables(
 
 
 def _shape_problem(mismatched: Sequence[Mismatched], config: Mapping[str, Any]) -> Problem:
-    """LR401, with what explains the shapes: another order of axes, or keys of the config with the
-    sizes.
+    """LR401 with an explanation of the shapes: another order of axes, or keys of the config that
+    have the sizes.
     """
     rows = tuple(
         (
@@ -236,8 +236,8 @@ def _differing(one: Sequence[int], other: Sequence[int]) -> set[int]:
 
 
 def _keys_with(numbers: set[int], config: Mapping[str, Any]) -> str:
-    """The keys of a config, and of mappings in it, with one of these numbers. Empty if so many keys
-    have one that it may be chance.
+    """The keys of a config, and of mappings in it, whose value is one of these numbers. Empty if
+    there are so many keys that it may be chance.
     """
     pairs = [(key, value) for key, value in config.items() if not isinstance(value, Mapping)]
     pairs += [
@@ -263,13 +263,14 @@ def pair_problems(
     tensor has another shape. LR304: another pair changes the same tensor.
 
     Args:
-        shapes: parameter → shape of the one tensor that the sources have for it. A pair whose
-            tensor an operation takes has the name by which the tensor is taken; so have the others.
+        shapes: parameter → shape of the source tensor for it. If operations take the tensors,
+            `shapes`, `tied` and `transposed` have the names under which the tensors are taken.
         tied: parameters that share a tensor. A pair that changes one of them would change the
             others too.
         transposed: matrices that are stored as [inputs, outputs]. PEFT adds the transposed product
             to these; the shape of a square matrix doesn't show it.
-        made: parameters that operations make of other tensors than those that a pair changes.
+        made: parameters that operations make. A pair can only change the tensors from which such a
+            parameter is made.
     """
     problems = []
     rows = [
@@ -346,8 +347,8 @@ def pair_problems(
 
 
 def tie_problems(aliases: Sequence[Alias]) -> list[Problem]:
-    """LR405 for tensors that the model ties to parameters which operations make: their values
-    aren't compared.
+    """LR405 for tensors that the model ties to parameters made by operations: their values aren't
+    compared.
     """
     if not aliases:
         return []
@@ -413,7 +414,7 @@ def drop_problems(
 
 
 def layers(names: Iterable[str]) -> int:
-    """Layers of the language model among target names: one more than the largest number."""
+    """Number of the language model's layers among target names: the largest number plus 1."""
     return max((int(found[1]) + 1 for name in names if (found := _LAYER.match(name))), default=0)
 
 

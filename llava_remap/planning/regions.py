@@ -16,7 +16,7 @@ def in_words(box: Box, shape: Shape, called: str = "") -> str:
 
     Args:
         shape: of the tensor.
-        called: what the words call the tensor; its name, if not given.
+        called: how the words call the tensor; by default its name.
     """
     name, spans = called or f"`{box.name}`", _by_axis(box, shape)
     if spans is None:
@@ -61,7 +61,7 @@ def _by_axis(box: Box, shape: Shape) -> _Spans | None:
             left = left[1:]
         if prod(box.view[axis] for axis in inside) != size:
             return None
-        # Rows follow one another if axes behind the first that isn't a single index are whole.
+        # Rows are contiguous if every axis behind the first with several indices is whole.
         start, count, first = 0, 1, False
         for axis in inside:
             extent, whole = spans[axis][1] - spans[axis][0], box.view[axis]

@@ -25,7 +25,7 @@ def value_checks(
 
     Args:
         single: by parameter, the tensor that is renamed to it.
-        placed: by parameter, the tensors of which an operation makes it.
+        placed: by parameter, the tensors from which an operation makes it.
     """
     checks = []
     norms = [entry for entry in mapped if _is_norm(entry)] if norms_about_one else []
@@ -45,7 +45,7 @@ def value_checks(
     matrices: dict[SourceName, str] = {}
     for entry in mapped:
         for lora in entry.loras:
-            for matrix in (lora.a, lora.b):  # of a tensor that is divided, in several parameters
+            for matrix in (lora.a, lora.b):  # a divided tensor's pair is in several parameters
                 matrices.setdefault(matrix, entry.target)
     checks += [ValueCheck("finite", target, (matrix,)) for matrix, target in matrices.items()]
     for alias in aliases:
