@@ -1,5 +1,5 @@
-"""Which tensors are put in order in memory (`execute/gather.py`), and in how much of it. Needs no
-numpy.
+"""Which tensors are put in order in memory (`execute/gather.py`), and how much memory that takes.
+Needs no numpy.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from math import prod
 
 from llava_remap.planning import Part
 
-#: Bytes of the target tensor in a window: of rows that stay whole, and of exchanged axes. A wide
-#: window makes long runs of the latter.
+#: Bytes of a window of the target tensor: for rows that stay whole, and for exchanged axes. With
+#: exchanged axes, only a wide window is read in long runs.
 _ROWS_NBYTES, _ELEMENTS_NBYTES = 1 << 20, 32 << 20
-#: Bytes of a row that stays whole.
+#: The fewest bytes of a row that counts as whole.
 _ROW_NBYTES = 512
 #: Bytes of a source that are read at once.
 READ_NBYTES = 4 << 20
-#: A tensor of runs of so many elements, or of so few runs, is copied run by run.
+#: A tensor is copied run by run if its runs have so many elements, or if it has so few runs.
 _LONG, _FEW = 1 << 17, 64
 
 
@@ -37,6 +37,6 @@ def window_nbytes(parts: Sequence[Part], width: int) -> int:
 
 
 def needed_nbytes(parts: Sequence[Part], width: int) -> int:
-    """Bytes of memory for such a tensor: the window, what is read, and its cast."""
+    """Bytes of memory for such a tensor: the window, the bytes read, and their cast."""
     nbytes = prod(parts[0].placed.view) * width
     return min(window_nbytes(parts, width), nbytes) + 4 * READ_NBYTES

@@ -1,7 +1,7 @@
 """Digests of files by XXH3, computed while a file is written, or of existing files, two at a time.
 
-A digest shows damage, not malice: who can change a file can change the record beside it as well. So
-it need not be a cryptographic digest, and XXH3 takes a tenth of the time of SHA-256.
+A digest shows damage, not malice: whoever can change a file can change the record beside it as
+well. So the digest need not be cryptographic, and XXH3 takes a tenth of the time of SHA-256.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from xxhash import xxh3_128
 from llava_remap.checkpoint import readable
 from llava_remap.core.threads import result
 
-#: Bytes read at once: larger ones leave the processor's cache between reading and digesting.
+#: Bytes read at once. Larger blocks leave the processor's cache between reading and digesting.
 _BLOCK_NBYTES = 1 << 20
 
 

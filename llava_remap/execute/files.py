@@ -28,8 +28,8 @@ from llava_remap.execute.unfinished import (
 
 
 class Gate:
-    """Entered by every thread that writes a file. After a thread has failed, no other gets in.
-    After `close`, all threads have left.
+    """A gate that every thread enters to write a file. After a thread has failed, no other thread
+    gets in. After `close`, all threads have left.
     """
 
     def __init__(self) -> None:
@@ -43,8 +43,8 @@ class Gate:
             self._inside.add(get_ident())
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # The failing thread closes the gate itself: before others hear of the failure, it might
-        # begin the next file.
+        # The failing thread closes the gate itself. Otherwise it might begin the next file before
+        # other threads hear of the failure.
         if kind is not None:
             self.is_closed = True
         with self._changes:
@@ -59,7 +59,7 @@ class Gate:
             raise Closed
 
     def close(self) -> None:
-        """Let no file be begun any more, and wait until the other threads have left."""
+        """Let no thread begin a file any more, and wait until the other threads have left."""
         self.is_closed = True
         with self._changes:
             # The closing thread may have been interrupted on its own way out.
@@ -67,8 +67,8 @@ class Gate:
 
 
 class Closed(BaseException):
-    """Writing ended early, as was asked for. Not an `Exception`: no plug-in in between, and nothing
-    that answers for one, may catch it.
+    """Writing was stopped early on request. Not an `Exception`, so that no plug-in, and no code
+    that handles a plug-in's errors, catches it.
     """
 
 
@@ -87,7 +87,7 @@ class Folder:
     gate: Gate = field(default_factory=Gate)
 
     def inside(self, name: str) -> Folder:
-        """One of the folders in it."""
+        """A folder inside this one."""
         return replace(self, path=self.path / name)
 
     def put(self, name: str, content: bytes) -> None:
@@ -155,14 +155,15 @@ class Resumable:
 def fresh_folder(
     path: Path, inside: Sequence[str] = (), job: Resumable | None = None
 ) -> Iterator[Folder]:
-    """Fill an empty folder, made with its parents if it is absent; no other job can meanwhile.
+    """Fill an empty folder, and keep other jobs out of it meanwhile. An absent folder is made, with
+    its parents.
 
-    After a failure or an interruption, the written files and the new folders are removed. Only if
-    the job can be resumed and has finished weight files, these files stay, with the claim that
-    lists them.
+    After a failure or an interruption, the written files and the new folders are removed.
+    Finished weight files stay if the job can be resumed with them, and so does the claim that lists
+    them.
 
     Args:
-        inside: names of folders to be made in it.
+        inside: names of folders to be made in the folder.
         job: the job, if it can be resumed.
 
     Raises:
@@ -239,8 +240,8 @@ def refuse_filled(path: Path, begun: Unfinished | None, *, killed: bool) -> None
 
 
 def refuse_changed_job(path: Path, begun: Unfinished, facts: Facts) -> None:
-    """LR504 if a job isn't the one that was begun, as its files wouldn't fit, or if other users may
-    have written the claim.
+    """LR504 if a job isn't the job that was begun, because its files wouldn't fit; or if other
+    users may have written the claim.
     """
     refuse_foreign_claim(path)
     if changed := begun.changed(facts):
@@ -253,8 +254,8 @@ def refuse_changed_job(path: Path, begun: Unfinished, facts: Facts) -> None:
 
 
 def _take_up(path: Path, begun: Unfinished, facts: Facts, job: Resumable) -> dict[Path, FileDigest]:
-    """The finished weight files. Everything else that the job left is removed, to be written
-    again.
+    """Return the finished weight files. Remove everything else that the job left, so that it is
+    written again.
     """
     refuse_changed_job(path, begun, facts)
     weights = {name: path / name for name in job.weights}
@@ -279,8 +280,8 @@ def _take_up(path: Path, begun: Unfinished, facts: Facts, job: Resumable) -> dic
 
 
 def _clear(folder: Folder, job: Resumable | None, facts: Facts, error: BaseException) -> bool:
-    """Remove the written files, except finished weight files that are good for another try; whether
-    there are such files.
+    """Remove the written files, except finished weight files that a resumed job can use. Return
+    whether such files stay.
     """
     folder.gate.close()
     weights = [folder.path / name for name in job.weights] if job is not None else []
@@ -295,7 +296,7 @@ def _clear(folder: Folder, job: Resumable | None, facts: Facts, error: BaseExcep
 
 
 def _is_good(error: BaseException, job: Resumable, facts: Facts) -> bool:
-    """Whether the written files are good for another try: after a full disk, say, or Ctrl-C."""
+    """Whether a resumed job can use the written files, for example after a full disk or Ctrl-C."""
     if isinstance(error, RemapError):
         if error.exit not in (Exit.INPUT, Exit.RESOURCES, Exit.LIBRARY):
             return False  # the files are wrong
@@ -307,7 +308,7 @@ def _is_good(error: BaseException, job: Resumable, facts: Facts) -> bool:
 
 
 def _refuse_there(path: Path) -> None:
-    """LR508 for a file that is somebody else's, which is kept."""
+    """LR508 for an existing file, which isn't ours and is kept."""
     if os.path.lexists(path):
         raise refuse(
             "LR508", f"{path} is there, and no job of ours wrote it.", "Give another --output."

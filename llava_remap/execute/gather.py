@@ -1,8 +1,9 @@
-"""Numbers that don't lie together in the source: read in large pieces, put in order in memory.
+"""Gather numbers that aren't contiguous in the source: read large pieces, and put the numbers in
+order in memory.
 
-A tensor of which each row is copied alone takes a call of the system for each, and one whose axes
-are exchanged takes one for each element. So a window of the target tensor is filled at a time: of
-each part what lies in the window is a few blocks, and a block is read in long runs.
+Copying rows one by one takes a system call for each row, and exchanging axes takes one for each
+element. So the target tensor is filled window by window. Each part has only a few blocks in a
+window, and each block is read in long runs.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ from llava_remap.planning import Axis, Block, Part, blocks_between
 
 #: Reading over a gap of this size takes no longer than another call.
 _GAP_NBYTES = 8 << 10
-#: Elements of the last axis that are put in order at once, where axes are exchanged: their cache
-#: lines are then written while they are in the cache.
+#: Elements of the last axis that are copied at once if axes are exchanged: so few that their cache
+#: lines stay in the cache until they are written.
 _STRIP = 16
-#: Elements between runs that have at least so many bytes.
+#: Elements of padding between runs, and the fewest bytes of a run that is padded.
 _PADDING, _ROW_NBYTES = 32, 2 << 10
 
 
@@ -52,7 +53,7 @@ def in_order(
         dtype: the dtype that is written.
         start, stop: the run, from the tensor's first byte in that dtype.
         on_read: called before every window.
-        merged_of: gives the sum, if a pair is added to the source tensor of a part.
+        merged_of: gives the merged tensor if a LoRA pair changes the source tensor of a part.
 
     Raises:
         RemapError: LR102 if a source has become shorter or can't be read; as `Merged.block`.
@@ -102,7 +103,7 @@ class _Source:
             stack.callback(os.close, self._file)
 
     def place(self, block: Block, window: NDArray[Any]) -> int:
-        """Put the numbers of a block into the window; gives their number."""
+        """Put the numbers of a block into the window, and return how many there are."""
         axes = sorted(block.axes, key=lambda axis: -axis.taken)
         span, number = 1, len(axes)
         # The last axes are read in one run, with the gaps in it.
@@ -121,7 +122,7 @@ class _Source:
                 self.place(block.between(axis, at, min(at + count, axis.size)), window)
                 for at in range(0, axis.size, count)
             )
-        # A power of two between rows would put all of them into the same lines of the cache.
+        # Rows at a distance of a power of two would all share the same cache lines.
         padded = outer and span * self._width >= _ROW_NBYTES and self._tensor.dtype == self._dtype
         step = span + (_PADDING if padded else 0)
         values = self._read(block.taken, outer, span, step)
@@ -158,7 +159,7 @@ class _Source:
         return np.frombuffer(made, f"u{DTYPE_BITS[self._dtype] // 8}")
 
     def _read_on(self, run: memoryview, offset: int) -> None:
-        """What one call didn't read."""
+        """Read the rest of a run of which one call read only the beginning."""
         assert self._file is not None
         while run:
             if (count := os.preadv(self._file, [run], offset)) == 0:
@@ -173,7 +174,7 @@ class _Sum:
         self._merged, self._columns = merged, columns
 
     def place(self, block: Block, window: NDArray[Any]) -> int:
-        """As that of a source without a pair."""
+        """As `_Source.place`."""
         columns, axes = self._columns, block.axes
         end = block.taken + sum((axis.size - 1) * axis.taken for axis in axes)
         top, bottom = block.taken // columns, end // columns + 1
@@ -184,7 +185,7 @@ class _Sum:
                 self.place(block.between(axis, at, min(at + count, axis.size)), window)
                 for at in range(0, axis.size, count)
             )
-        # If each axis counts rows or columns, no other columns are computed.
+        # If each axis steps through rows alone or columns alone, only needed columns are computed.
         left = block.taken % columns
         right = left + 1 + sum((a.size - 1) * a.taken for a in axes if a.taken < columns)
         if right > columns or any(a.taken >= columns and a.taken % columns for a in axes):
@@ -199,7 +200,7 @@ class _Sum:
 
 
 def _among(step: int, columns: int, kept: int) -> int:
-    """A step through a matrix, if so many of its columns are kept."""
+    """A step through a matrix, after only `kept` of its columns are kept."""
     rows, rest = divmod(step, columns)
     return rows * kept + rest
 

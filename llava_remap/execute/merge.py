@@ -3,10 +3,10 @@ bit on every machine.
 
 A matrix product adds in the order that suits the processor, so its last bits differ. Sums of small
 integers are exact in any order. So each row of B and each column of A is scaled with a power of two
-and rounded to integers, of so few bits that no sum of their products exceeds 2^53: 23 at rank 128,
-about as good as float32's 24. For what is written in float32 or finer, as many bits again are
-taken, `low`, and only low times low is left out. The rest is elementwise: float64, and one rounding
-at the end.
+and rounded to integers. The integers have so few bits that no sum of their products exceeds 2^53:
+23 bits at rank 128, about as many as float32's 24. For outputs in float32 or finer, `low` has as
+many further bits, and only the product of low and low is left out. The other steps are elementwise,
+in float64, with one rounding at the end.
 """
 
 from __future__ import annotations
@@ -99,8 +99,8 @@ class _Product:
 
     def __init__(self, a: Matrix, scale: float, *, fine: bool) -> None:
         self._fine = fine
-        #: As many bits as let the products of two integers, `rank` of them or twice as many, sum
-        #: up to at most 2^53.
+        #: The most bits with which the sum of the products is at most 2^53. There are `rank`
+        #: products, or twice as many if `fine`.
         self._bits = (53 - (len(a) * (1 + fine) - 1).bit_length()) // 2
         high, low, unit = _cut(a.T, self._bits)
         self._high, self._crossed = high.T, np.concatenate((low, high), axis=1).T if fine else None

@@ -1,5 +1,5 @@
-"""What each tensor of the output is made of: ranges of source files, and computed bytes. They are
-written, or compared.
+"""The bytes of each output tensor: ranges of source files, and computed bytes. They are written, or
+compared.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Bytes to copy: `offset` counts from the start of `file`. If they are in memory, the file is
-    the one that safetensors would write.
+    """Bytes to copy: `offset` counts from the start of `file`. If the bytes are in memory, `file`
+    stands for the file that safetensors would write.
     """
 
     file: Path
@@ -187,7 +187,7 @@ def blocks(pieces: Iterable[Range | bytes]) -> Iterator[bytes]:
 
 
 def _negated(pieces: Iterable[Range | bytes], dtype: str) -> Iterator[bytes]:
-    """Numbers with the other sign. Its bit is the highest one of an element's last byte."""
+    """Change the sign of numbers. The sign is the highest bit of an element's last byte."""
     import numpy as np
 
     width, at = _width(dtype), 0
@@ -199,7 +199,7 @@ def _negated(pieces: Iterable[Range | bytes], dtype: str) -> Iterator[bytes]:
 
 
 def gathered(pieces: Iterable[Range | bytes], nbytes: int) -> bytearray:
-    """The bytes of pieces, which are `nbytes`, in one buffer."""
+    """The bytes of pieces, `nbytes` in all, in one buffer."""
     buffer, end = bytearray(nbytes), 0
     for block in blocks(pieces):
         buffer[end : end + len(block)] = block
@@ -215,8 +215,11 @@ def _width(dtype: str) -> int:
 
 
 def _run(tensor: Tensor, start: int, stop: int, dtype: str) -> Iterator[Range | bytes]:
-    """A run of a source tensor's elements in row-major, little-endian order and in the given dtype,
-    in which start and stop count bytes: a range of the file, if the elements lie there like this.
+    """A run of a source tensor's elements, in row-major, little-endian order and in the given
+    dtype. Elements that the file has in this form are ranges of the file.
+
+    Args:
+        start, stop: the run, in bytes of the given dtype.
     """
     if tensor.dtype == dtype:
         for piece, first, last in pieces_between(tensor, start, stop):

@@ -27,7 +27,7 @@ from llava_remap.execute.digests import FileDigest
 CLAIM = "llava_remap.partial"
 _FORMAT = "llava-remap/unfinished"
 _FORMAT_VERSION = 1
-#: Bytes that are read of a claim; the claims of the largest jobs have a few hundred kB.
+#: The most bytes read of a claim. The claims of the largest jobs have a few hundred kB.
 _LARGEST = 32 << 20
 
 #: The fact that is reported only if no other fact has changed.
@@ -39,10 +39,10 @@ Facts = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Unfinished:
-    """What a claim says.
+    """The content of a claim.
 
     Attributes:
-        facts: of the job.
+        facts: the facts of the job.
         weights: names of all weight files of the job.
         files: the files that are finished, by name.
     """
@@ -115,7 +115,7 @@ class Claim:
         )
 
     def enter(self, name: str, digest: FileDigest) -> None:
-        """Note that a file is whole and on the disk; it gets its name only after this."""
+        """Note that a file is complete and on the disk. The file gets its name only after this."""
         self._append({"file": name, "nbytes": digest.nbytes, "xxh3_128": digest.xxh3_128})
 
     def release(self, *, remove: bool) -> None:
@@ -207,7 +207,7 @@ def _open(path: Path) -> FileIO:
 
 
 def _lock(file: FileIO, kind: int = fcntl.LOCK_EX) -> bool:
-    """Lock a file; whether that worked. On a file system without locks it counts as locked."""
+    """Lock a file, and return whether that worked; without locks, a file counts as locked."""
     try:
         fcntl.flock(file.fileno(), kind | fcntl.LOCK_NB)
     except BlockingIOError:

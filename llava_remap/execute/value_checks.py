@@ -13,8 +13,8 @@ from llava_remap.core.dtypes import cast, is_finite, to_float64
 from llava_remap.execute.values import chunks, find
 from llava_remap.planning import Plan
 
-#: Mean size of a norm's weights. In a model the weights of some layers' norms are as small, never
-#: those of all; fine-tuning changes them by less.
+#: The weights of a norm whose mean size is smaller count as about 0. In a model, some norms have
+#: such weights, but never all norms. Fine-tuning changes weights by less.
 _ABOUT_ZERO = 0.2
 
 

@@ -54,8 +54,8 @@ def rows(tensor: Tensor, start: int, stop: int) -> NDArray[np.float64]:
 
 
 def pieces_between(tensor: Tensor, start: int, stop: int) -> Iterator[tuple[Tensor, int, int]]:
-    """A run of a tensor's elements as runs of its pieces, each piece a tensor of its own; all runs
-    in row-major order, in bytes from the first element.
+    """Divide a run of a tensor's elements into runs of its pieces. Each piece is given as a tensor.
+    All runs are in row-major order, in bytes from the first element.
     """
     if len(tensor.pieces) == 1:
         yield tensor, start, stop
@@ -74,8 +74,8 @@ def pieces_between(tensor: Tensor, start: int, stop: int) -> Iterator[tuple[Tens
 def taken_between(
     parts: Sequence[Part], width: int, start: int, stop: int
 ) -> Iterator[tuple[Part, int, int]]:
-    """What parts take for a run of the tensor that they are placed in: for each piece of the run
-    the part, and the run of bytes in the tensor that the part is taken from.
+    """The source bytes for a run of a target tensor: for each piece of the run its part, and the
+    start and stop of the bytes in the part's source tensor.
 
     Args:
         width: bytes of an element, on both sides.
@@ -89,7 +89,7 @@ def taken_between(
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Whether its elements lie one behind the other, low byte first, so that they can be copied."""
+    """Whether a tensor's elements are contiguous and little-endian, so that they can be copied."""
     places = (piece.location for piece in tensor.pieces)
     return all(where.stride is None and not where.big_endian for where in places)
 
@@ -122,8 +122,8 @@ def read(tensor: Tensor, start: int, stop: int) -> bytes:
 
 
 def _stored(tensor: Tensor) -> np.dtype[Any]:
-    """The elements as they are stored, whatever their bits mean. Complex numbers have a kind of
-    their own, because each half has a byte order.
+    """The numpy dtype of the stored elements, whatever their bits mean. Complex numbers have a kind
+    of their own, because each half has a byte order.
     """
     import numpy as np
 
@@ -135,10 +135,10 @@ def _stored(tensor: Tensor) -> np.dtype[Any]:
 
 
 def _view(tensor: Tensor) -> NDArray[Any]:
-    """A tensor whose elements lie apart, mapped where it lies: reading its rows one by one would
-    read all of it for each.
+    """A memory map of a tensor whose elements aren't contiguous. Reading such a tensor row by row
+    would read the whole storage for each row.
 
-    A file that becomes shorter while it is mapped ends the process, so its length is looked at each
+    A file that becomes shorter while it is mapped ends the process, so its length is checked each
     time.
     """
     import numpy as np
@@ -154,7 +154,7 @@ def _view(tensor: Tensor) -> NDArray[Any]:
             raise too_short(where.file, missing)
         try:
             storage = np.memmap(where.file, np.uint8, "r", offset=start, shape=(nbytes,))
-        except ValueError:  # it became shorter after its length was looked at
+        except ValueError:  # the file became shorter after its length was checked
             raise too_short(where.file, start + nbytes - where.file.stat().st_size) from None
     strides = tuple(step * stored.itemsize for step in where.stride)
     return np.ndarray(tensor.shape, stored, storage, where.offset - start, strides)

@@ -28,7 +28,7 @@ INDEX = "model.safetensors.index.json"
 #: The default number of files that are written at a time.
 JOBS = 2
 #: The tensors of a safetensors file start at a multiple of this. Each tensor is then aligned, if
-#: those before it are.
+#: the tensors before it are.
 _ALIGNMENT = 8
 
 
@@ -40,7 +40,7 @@ def write_shards(
     jobs: int = JOBS,
 ) -> None:
     """Write the weight files of a complete plan, except those that the folder has already. After
-    one fails, no other is begun.
+    a file fails, no other file is begun.
 
     Args:
         recipe: how the tensors in `shards` are made.
@@ -90,10 +90,10 @@ def write_index(recipe: Recipe, shards: Sequence[Shard], folder: Folder) -> None
 def shard_header(shard: Shard, recipe: Recipe) -> bytes:
     """The head of a safetensors file: 8 bytes of length, then JSON, padded with spaces.
 
-    If most of the bytes behind the head can have the same offset within a block as in the source,
-    the head is padded for it: a file system that can share blocks then needn't copy them. In a
-    torch file tensors lie apart, so hardly any two would fit. The padding doesn't depend on the
-    file system, so the same bytes are written everywhere.
+    The head is padded further if most tensor bytes then have the same offset within a block as in
+    the source: a file system that can share blocks needn't copy them. Torch files have gaps between
+    tensors, so hardly any two tensors would fit. The padding doesn't depend on the file system, so
+    the same bytes are written everywhere.
     """
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     # Bytes by the distance of source and target within a block.

@@ -1,10 +1,10 @@
 """One new file, written from front to back: one buffer is filled while the other is digested and
 written.
 
-If the file system allows, writing bypasses the page cache: nobody will read the file soon, and it
-would drive out other files. That takes a fraction of the kernel's time, leaves nothing for the
-flush at the end, and so ends at once on Ctrl-C. On a file system that can share blocks, runs of a
-source with the same offset within a block aren't written at all.
+If the file system allows, writing bypasses the page cache: nobody will read the file soon, and its
+pages would drive out other files. Such writing takes a fraction of the kernel's time. It leaves
+nothing for the flush at the end, so the job ends at once on Ctrl-C. On a file system that can share
+blocks, runs of a source with the same offset within a block aren't written at all.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Writer:
         self._clones = sys.platform == "linux"
         self._digest = xxh3_128()
         self._buffer, self._other = mmap(-1, BUFFER_NBYTES), mmap(-1, BUFFER_NBYTES)
-        # Of the buffer that is being filled: its offset in the file, and its bytes so far.
+        # The offset in the file and the bytes so far of the buffer that is being filled.
         self._start = self._filled = 0
         self._since_flush = 0
         self._thread = ThreadPoolExecutor(1)
@@ -94,7 +94,7 @@ class Writer:
             offset: where the run starts in it.
 
         Raises:
-            RemapError: LR102 if it ends before the run does, or can't be read.
+            RemapError: LR102 if the other file ends before the run does, or can't be read.
         """
         shared = self._share(source, offset, nbytes)
         self._read(source, path, offset, shared.start)
@@ -113,8 +113,8 @@ class Writer:
         return FileDigest(nbytes, self._digest.hexdigest())
 
     def _share(self, source: int, offset: int, nbytes: int) -> range:
-        """Share blocks of a run with the source; the shared part, counted from the start of the
-        run, may be empty.
+        """Share blocks of a run with the source. Return the shared part, counted from the start of
+        the run; it may be empty.
         """
         first = -self.nbytes % BLOCK
         last = nbytes - (self.nbytes + nbytes) % BLOCK
@@ -169,7 +169,7 @@ class Writer:
                 except OSError as error:
                     if not self._direct or error.errno != errno.EINVAL:
                         raise
-                    _through_the_cache(self._file)  # the file system takes the flag, not the write
+                    _through_the_cache(self._file)  # the file system takes only the flag
                     self._direct = False
         self._since_flush += nbytes
         if not self._direct and self._since_flush >= _FLUSH_NBYTES:
@@ -178,7 +178,7 @@ class Writer:
 
 
 def _past_the_cache(file: int) -> bool:
-    """Let writes to a file bypass the page cache; whether its file system can."""
+    """Let writes to a file bypass the page cache, and return whether its file system can."""
     if not hasattr(os, "O_DIRECT"):
         return False
     with contextlib.suppress(OSError):
