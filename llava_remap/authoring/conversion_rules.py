@@ -1,5 +1,5 @@
-"""The conversion of a model as rules: tensors that differ in numbers alone become one rule or one
-operation, which says the same of every number. Pure.
+"""The conversion of a model as rules. Tensors whose names differ only in numbers become one rule or
+one operation. Pure.
 """
 
 from __future__ import annotations
@@ -14,32 +14,32 @@ from typing import Any
 from llava_remap.rewrite.infer import INDEX, InferredRule, Segments, make_rules
 from llava_remap.target_model import Moved, Step
 
-#: What stands in a pattern for a number, and for that of a tensor in a list.
+#: The marks in a pattern for a number, and for the number of a tensor in a list.
 _COUNTED, _EACH = "\0", "\1"
 _EACH_FIELD = "{e:each}"
 _NUMBER = re.compile(r"0|[1-9][0-9]*")
 #: A number at the end of a segment.
 _ENDING = re.compile(r"(?<=_)(?:0|[1-9][0-9]*)(?=\.|$)")
 _FIELDS = ("n", "m", "k", "l")
-#: Numbers that have to agree before a number is computed from another one.
+#: The fewest numbers that have to agree before a number is computed from another number.
 _LEAST_COMPUTED = 3
-#: Numbers at the ends of segments that make a list.
+#: The fewest numbers at the ends of segments that make a list.
 _LEAST_LISTED = 3
 #: The sizes that stay free in a view.
 _REST = "*"
 
 
 class InexpressibleError(Exception):
-    """A conversion that no rule can say, with the reason."""
+    """A conversion that no rule can express, with the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Folded:
-    """Tensors that move alike.
+    """Tensors with the same templates and steps.
 
     Attributes:
         sources, targets: templates.
-        steps: what is done; empty for a rename.
+        steps: the steps of the operation; empty for a rename.
         members: the tensors, each with its own numbers.
         plain: whether names keep their numbers, in their order.
     """
@@ -56,7 +56,7 @@ class OperationDraft:
     """A rule of `tensors`, as values of YAML.
 
     Attributes:
-        members: the tensors that it was made for, by old and new names.
+        members: the tensors for which the rule was made, by old and new names.
     """
 
     id: str
@@ -80,10 +80,10 @@ def conversion_rules(moved: Sequence[Moved], *, save: bool, exact: bool = False)
 
     Args:
         save: whether the rules lead from the model to the checkpoint.
-        exact: whether each rule is for the names of one place alone.
+        exact: whether every template gets a rule of its own.
 
     Raises:
-        InexpressibleError: an operation that the rule language can't say.
+        InexpressibleError: an operation that the rule language can't express.
     """
     renames = [one for one in moved if not one.steps]
     operated = [one for one in moved if one.steps]
@@ -103,8 +103,8 @@ def conversion_rules(moved: Sequence[Moved], *, save: bool, exact: bool = False)
     moves: dict[Segments, Segments | None] = {
         _pattern(one.sources[0]): _pattern(one.targets[0]) for one in folded if one not in special
     }
-    # No rule takes what an operation takes, nor a new name, whose way back would not be the only
-    # one then.
+    # No rule may take a name that an operation takes. No rule may take a new name either: the way
+    # back from it would be ambiguous.
     taken = [one for of_one in operations for one in (of_one.targets if save else of_one.sources)]
     others = {_pattern(one) for one in taken} | {to for to in moves.values() if to is not None}
     others |= {_pattern(one.targets[0]) for one in special}
@@ -121,7 +121,7 @@ def _is_field(part: str) -> bool:
 
 
 def _mixed(folded: Sequence[Folded]) -> set[Segments]:
-    """Templates with a number where another one has a field."""
+    """Templates with a number where another template has a field."""
     lists = {
         one.sources[0][:at]
         for one in folded
@@ -140,7 +140,7 @@ def _mixed(folded: Sequence[Folded]) -> set[Segments]:
 
 @dataclass(slots=True)
 class _Ids:
-    """Names of rules: words of where they lead, each once."""
+    """The ids of rules, each unique and made of words of the new name."""
 
     taken: set[str] = field(default_factory=set)
 
@@ -161,7 +161,7 @@ class _Ids:
 
 
 def _fold(moved: Sequence[Moved], *, save: bool = False) -> list[Folded]:
-    """Tensors that move alike, together."""
+    """Group the tensors with the same templates and steps."""
     groups: dict[Any, list[tuple[tuple[int, ...], Moved]]] = defaultdict(list)
     counted = _counted(
         name for one in moved for names in (*one.sources, one.targets) for name in names
@@ -190,10 +190,10 @@ def _fold(moved: Sequence[Moved], *, save: bool = False) -> list[Folded]:
 def _slot(
     names: Sequence[str], counted: Collection[str], steps: Sequence[Step] = ()
 ) -> tuple[str, list[int]]:
-    """A name, or the names of a list: its pattern and its numbers.
+    """The pattern and the numbers of a name, or of the names of a list.
 
     Args:
-        counted: beginnings of segments behind which a number counts.
+        counted: the beginnings of segments that end in a number (`_counted`).
     """
     split = [name.split(".") for name in names]
     pattern = [_COUNTED if _NUMBER.fullmatch(part) else part for part in split[0]]
@@ -246,8 +246,8 @@ _Members = Sequence[tuple[tuple[int, ...], Moved]]
 def _filled(
     patterns: Sequence[str], taken: int, members: _Members
 ) -> Iterator[tuple[tuple[Segments, ...], tuple[Moved, ...], bool]]:
-    """The patterns with fields and numbers in the places of their numbers; several times, if no
-    field serves all members.
+    """The patterns, filled with fields and numbers. The members are divided into groups if no
+    fields serve all of them.
     """
     columns = [*zip(*(numbers for numbers, _ in members), strict=True)]
     sizes = [pattern.count(_COUNTED) for pattern in patterns]
@@ -292,8 +292,8 @@ def _spelt(
     *,
     computes: bool,
 ) -> tuple[int | None, str]:
-    """A number of a name: the field that it is, or is computed from, and how it is written; nothing
-    is written where there is no such field.
+    """How a template writes a number: the field that gives the number (None for a constant), and
+    the text. The text is empty if no field gives the number.
     """
     if len(set(column)) == 1:
         return None, str(column[0])
@@ -365,7 +365,7 @@ def _operation(folded: Folded, ids: _Ids, *, save: bool) -> OperationDraft:
     old: list[Any]
     new: list[Any]
     old, new = (seen_parts, [*targets]) if joins else ([*sources], seen_parts)
-    if single and save:  # the whole is the one that is taken, and that is the parameter
+    if single and save:  # the whole is the old tensor, the parameter
         old = [{"name": sources[0], **form.seen}]
     else:
         how |= form.seen

@@ -66,7 +66,7 @@ class Draft:
 
     Attributes:
         output: its path.
-        given, wanted: the sources and the target that it was made from.
+        given, wanted: the sources and the target from which the file was made.
         found: the inference.
         text_model: the `model_type` of the language model, as far as it is known.
         notes: the other guesses, in words.
@@ -83,7 +83,7 @@ class Draft:
 
     @property
     def problems(self) -> list[Problem]:
-        """What keeps the file from being complete."""
+        """Why the file isn't complete."""
         inside, missing = _names(self.found.inside), _names(self.found.missing)
         questions = _names(question.source for question in self.found.questions)
         beside = _names(group for group in self.found.unplaced if group not in self.found.inside)
@@ -157,7 +157,7 @@ def draft_rules(
         ask: answers a question that neither names nor shapes answer; None leaves it open.
 
     Raises:
-        RemapError: LR305 where nothing matches; LR211 for a target or an answer that can't be;
+        RemapError: LR305 where nothing matches; LR211 for an impossible target or answer;
             LR508 for the output; as `open_names` and `derive_config`.
     """
     refuse_existing(output)
@@ -180,7 +180,7 @@ def draft_rules(
         )
     frame, text_model, problems = _frame(given, wanted, found, modules, output)
     text = rule_file(frame, found)
-    loaded(text)  # before it stands where a user would take it for one that works
+    loaded(text)  # before a user can take the file for a working one
     write_new(output, text)
     problems += unknown_target(load_rule_file(output))
     return Draft(output, given, wanted, found, text_model, tuple(frame.unsure), tuple(problems))
@@ -218,8 +218,8 @@ def _infer(
 def _frame(
     given: Given, wanted: Wanted, found: Inference, modules: Mapping[str, str], output: Path
 ) -> tuple[Frame, str, list[Problem]]:
-    """The fields of the file beside the names, the kind of the language model, and the problems
-    that the file can't express.
+    """The fields of the file beside the names, the kind of the language model, and differences to
+    the target's config that the file can't express.
     """
     main = given.main
     extends = [*CLEAN]
@@ -308,7 +308,7 @@ def _detect(checkpoint: Checkpoint) -> dict[str, Any]:
 def _source_lines(
     given: Given, found: Inference, modules: Mapping[str, str]
 ) -> tuple[list[str], list[str]]:
-    """The lines of `sources`, and what is a guess in them."""
+    """The lines of `sources`, and notes on the guesses in them."""
     lines, notes = ["model: {}"], []
     taken = {given.owners[name] for pair in found.matches for name in pair.source.names}
     for source, checkpoint in list(given.checkpoints.items())[1:]:
@@ -337,12 +337,12 @@ def _source_lines(
 
 
 def _chat(checkpoint: Checkpoint) -> tuple[list[str], str]:
-    """The parts with chat templates of the shipped rule file that takes the most names, without a
-    prefix that all names have; and a note on that guess.
+    """The parts with chat templates of the shipped rule file that takes the most names, and a note
+    on that guess. A prefix that all names share is taken off before.
     """
     bare = checkpoint
     for _ in range(_MOST_WRAPPED):
-        best = next(fit for fit in fits(bare) if fit.rules != HF_LAYOUTS)  # that is for no family
+        best = next(fit for fit in fits(bare) if fit.rules != HF_LAYOUTS)  # a file for no family
         near = best.mapped * 2 > best.total
         if near or len({name.partition(".")[0] for name in bare.catalog}) > 1:
             break
@@ -370,8 +370,8 @@ def _chat(checkpoint: Checkpoint) -> tuple[list[str], str]:
 
 
 def _possible_chats(checkpoint: Checkpoint) -> list[str]:
-    """The shipped parts with a chat template that isn't for another tokenizer or another kind of
-    language model than the checkpoint's; empty without a tokenizer.
+    """The shipped parts with a chat template that may be for the checkpoint's tokenizer and kind of
+    language model; empty without a tokenizer.
     """
     folder = checkpoint.folder
     if folder is None or (vocabulary := read_vocabulary(folder)) is None:

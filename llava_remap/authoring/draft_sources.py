@@ -34,9 +34,9 @@ class Given:
 
     Attributes:
         checkpoints: each as it was opened.
-        prefixes: the prefix of each one's names, so that no two checkpoints share a name.
-        tensors: of all checkpoints, by the name that rules see: behind the prefix, without wrappers
-            and buffers.
+        prefixes: the prefix of each checkpoint's names, so that no two checkpoints share a name.
+        tensors: the tensors of all checkpoints, by the name that rules see: with the prefix, but
+            without wrappers and buffers.
         owners: the source of each of these names.
         buffers: how many names the shared parts drop.
     """
@@ -81,8 +81,8 @@ def open_sources(given: Sequence[str], known: Mapping[str, Source], offline: boo
     """Open `[NAME=]SRC` arguments.
 
     Args:
-        known: the sources that the draft inherits; what overrides others there may be less than a
-            model.
+        known: the sources that the draft inherits. A source that overrides others may be less than
+            a model.
 
     Raises:
         RemapError: LR211 for a name that is given twice or without a first source; as `open_names`.
@@ -131,7 +131,7 @@ def open_sources(given: Sequence[str], known: Mapping[str, Source], offline: boo
 
 
 def unknown_shapes(names: Iterable[str]) -> dict[str, Shape]:
-    """Stand-ins for shapes where only names are known. That of a bias differs from a weight's."""
+    """Stand-ins for shapes where only names are known. A bias and a weight get different shapes."""
     return {name: (0,) if name.endswith("bias") else () for name in names}
 
 

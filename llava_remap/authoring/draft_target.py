@@ -34,8 +34,8 @@ from llava_remap.target_model import (
     wanted_parameters,
 )
 
-#: The shared parts that an inferred file extends: what the LLaVA family has in common but for
-#: names.
+#: The shared parts that an inferred file extends. They say what the LLaVA family has in common,
+#: except names.
 CONFIG = "parts/llava-config.yaml"
 LOOK_ALIKES = "parts/look-alikes.yaml"
 #: The part that pads pictures where the config says so, by class.
@@ -95,7 +95,7 @@ def read_wanted(target: str, given: Given, offline: bool) -> Wanted:
         given: the sources; their configs are needed for a class.
 
     Raises:
-        RemapError: LR211 for what is no TARGET; as `open_source`, `derive_config` and
+        RemapError: LR211 for an argument that is no TARGET; as `open_source`, `derive_config` and
             `wanted_parameters`.
     """
     path = Path(target)
@@ -189,7 +189,7 @@ def _of_class(class_name: str, given: Given) -> Wanted:
             fix + _FORMS,
         )
     shapes = given.shapes
-    if given.names_alone:  # those of a very small model
+    if given.names_alone:  # shapes of a very small model
         shapes = {
             name: next((shape for end, shape in _SMALL.items() if name.endswith(end)), (8,))
             for name in shapes
@@ -207,9 +207,7 @@ def _of_class(class_name: str, given: Given) -> Wanted:
         asked = wanted_parameters(
             class_name, derive_config(rules, configs, found, tokens, text).config
         )
-    except (
-        RemapError
-    ) as error:  # what helps `apply`, another source, is nothing that can be given here
+    except RemapError as error:  # the fix for `apply`, another source, can't be given here
         fix = f"Give another TARGET. {_FORMS}"
         raise RemapError([replace(problem, fix=fix) for problem in error.problems]) from error
     return Wanted(
@@ -249,7 +247,7 @@ def language_model(
 
 
 def bare_rules(class_name: str, constants: Mapping[str, tuple[Any, str]] | None = None) -> RuleFile:
-    """The rule file that a draft for a class is before any name is in it."""
+    """The rule file of a draft for a class, without any names."""
     frame = Frame(
         "draft",
         "draft",
@@ -294,8 +292,8 @@ def model_type_of(class_name: str) -> str:
 
 
 def cuts_tiles(class_name: str) -> bool:
-    """Whether a class of the installed transformers cuts pictures into tiles, which its config then
-    names.
+    """Whether a class of the installed transformers cuts pictures into tiles, by the keys of its
+    config.
     """
     import transformers
 

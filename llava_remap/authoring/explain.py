@@ -26,8 +26,8 @@ class ExplainedStep(NamedTuple):
     Attributes:
         rule: `prepare/ID`, `names/ID` or `tensors/ID`.
         pattern, makes: as the rule file has them; `makes` is None for a drop, empty for a wrapper.
-            Of an operation, the templates of `from` or `to`.
-        after: the name behind the rule; None for a drop. Of an operation, the new names.
+            For an operation, the templates of `from` or `to`.
+        after: the name after the rule; None for a drop. For an operation, the new names.
     """
 
     rule: str
@@ -160,7 +160,7 @@ class Explainer:
         }
 
     def explain(self, rewrite: Rewrite, moves: Sequence[Move] = ()) -> Explanation:
-        """What the program made of a name, explained.
+        """Explain the rewrite of a name.
 
         Args:
             moves: where an operation puts the tensor's numbers.
@@ -177,8 +177,8 @@ class Explainer:
         return Explanation(rewrite, steps, nearest, tuple(moves))
 
     def _nearest(self, name: str) -> tuple[NearRule, ...]:
-        """Rules with anything in common with the name, by how far they match it and then by how
-        many of their words it has.
+        """The rules that have anything in common with the name, the nearest first: by how far they
+        match the name, then by how many of their words are in the name.
         """
         held_back = {left.rule: left.why for left in self.left_out}
         scored = []
@@ -216,7 +216,7 @@ class ExplainedNames:
     Attributes:
         left_out: rules whose `when` doesn't hold for these names and their config.
         aside: for a source from which not all names are taken: how many are, and why, in words.
-        unknown: why nothing says where an operation puts the numbers of some tensors.
+        unknown: why it isn't known where an operation puts the numbers of some tensors.
     """
 
     rules: RuleFile
@@ -249,8 +249,8 @@ def _described(operation: Operation) -> tuple[str, str]:
 
 
 def explainer_for(rules: RuleFile, given: Sequence[str], *, offline: bool = False) -> Explainer:
-    """The rules for the checkpoints that `--source` arguments give; without any, for a checkpoint
-    of which nothing is known.
+    """The rules for the checkpoints that `--source` arguments give; without arguments, for an
+    unknown checkpoint.
     """
     known = _read(rules, given, (), offline)
     return Explainer(rules, known.stored, known.config)
@@ -262,8 +262,8 @@ def explain_names(
     """Explain names, or all names that are taken from checkpoints.
 
     Args:
-        names: as their source spells them, or, where no source is given or none has them, as they
-            are behind its prefix.
+        names: as their source spells them. A name that no given source has already includes its
+            source's prefix.
         given: `--source` arguments.
 
     Raises:
@@ -314,8 +314,8 @@ _NO_MOVES: _Moves = {}
 def _moves(
     rules: RuleFile, given: Sequence[str], known: NameSet, offline: bool
 ) -> tuple[_Moves, str]:
-    """Where operations put the numbers of each tensor, by source and name; and why it isn't known
-    of some.
+    """Where operations put the numbers of each tensor, by source and name; and why that isn't known
+    for some tensors.
     """
     from llava_remap.jobs.apply import Options, plan_mapping
     from llava_remap.planning.regions import in_words
@@ -351,7 +351,7 @@ def _moves(
 
 
 def _read(rules: RuleFile, given: Sequence[str], names: Sequence[str], offline: bool) -> NameSet:
-    """The names of checkpoints; without any checkpoint, one with these names and no config."""
+    """The names of checkpoints; without any checkpoint, the given names and no config."""
     if given:
         return read_names(rules, given, offline=offline)
     return NameSet({}, {}, names, None, {})

@@ -36,9 +36,9 @@ class Imported:
 
     Attributes:
         text: the rule file.
-        conversion: what it was made from.
-        rules, operations: how many it has.
-        tensors: the number of tensors on which it was tried.
+        conversion: the conversion from which the file was made.
+        rules, operations: how many of them the file has.
+        tensors: the number of tensors on which the file was tried.
     """
 
     text: str
@@ -61,7 +61,7 @@ def import_rules(
 
     Raises:
         RemapError: as `read_conversion`; LR113 for the config; LR217 for a conversion that the rule
-            language can't say.
+            language can't express.
     """
     return imported(read_conversion(model_type, _config(config)), model_type, direction)
 
@@ -70,7 +70,7 @@ def imported(conversion: Conversion, model_type: str, direction: Direction = "lo
     """A conversion as a rule file.
 
     Raises:
-        RemapError: LR217 for a conversion that the rule language can't say.
+        RemapError: LR217 for a conversion that the rule language can't express.
     """
     save = direction == "save"
     wrong: list[str] = []
@@ -115,7 +115,7 @@ def _config(path: Path | None) -> Mapping[str, Any] | None:
 
 
 def _disagreements(program: Program, moved: tuple[Moved, ...], *, save: bool) -> Iterator[str]:
-    """Names that the program doesn't take where the conversion does."""
+    """Old names that the program doesn't turn into the conversion's new names."""
     for one in moved:
         sources: Sequence[Sequence[str]] = one.sources
         targets: Sequence[Sequence[str]] = [(name,) for name in one.targets]
@@ -133,7 +133,7 @@ def _disagreements(program: Program, moved: tuple[Moved, ...], *, save: bool) ->
 
 
 def _makes(operated: Sequence[Operated | None], wanted: Collection[str]) -> bool:
-    """Whether tensors are taken by one operation, which makes these."""
+    """Whether one operation takes all tensors and makes the wanted names."""
     rules = {one.rule.label: one for one in operated if one is not None}
     [first, *others] = rules.values()
     operation, fields = first.rule.operation, first.taken.fields
@@ -188,7 +188,7 @@ def _operation(operation: OperationDraft) -> list[str]:
 
 
 def _operation_test(operation: OperationDraft, *, save: bool) -> list[str]:
-    """A test with the small tensors that transformers itself made others of."""
+    """A test with small tensors that transformers itself converted."""
     moved = operation.members[0]
     example = moved.example
     assert example is not None
@@ -215,7 +215,7 @@ def _operation_test(operation: OperationDraft, *, save: bool) -> list[str]:
 
 
 def _entry(fields: Mapping[str, Any]) -> list[str]:
-    """An item of a list, on one line or on one for each field."""
+    """An item of a list, on one line or with a line for each field."""
     entries = [f"{key}: {_flow(value)}" for key, value in fields.items()]
     line = f"  - {{{', '.join(entries)}}}"
     if len(line) <= _WIDTH:

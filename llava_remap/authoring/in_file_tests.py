@@ -1,7 +1,7 @@
 """Runs the tests of a rule file, finds the rules that no test reaches, and makes tests for them.
 
 A test of a tensor operation goes the way of a job: the names through the program, the shapes
-through `place_operations`, and its few numbers through the boxes of that.
+through `place_operations`, and the test's few numbers through the boxes that result.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from llava_remap.rulefile import (
 #: Every outcome of a test.
 Status = Literal["passed", "failed", "missing", "written"]
 DROPPED, UNMAPPED = "(dropped)", "(unmapped)"
-#: What the fields of a template are filled with, by kind, where no checkpoint gives a name.
+#: Made-up values of a template's fields by kind, for when no checkpoint gives a name.
 _FILLED = ({"": "weight", ":int": "0", "...": "x.weight"}, {"": "x", ":int": "1", "...": "x"})
 
 
@@ -38,7 +38,7 @@ class TestResult:
     """Outcome of one in-file test.
 
     Attributes:
-        name: of several names, all, with commas between them.
+        name: the name, or all names with commas between them.
         wanted, got: a name, `(dropped)` or `(unmapped)`; for an operation its new names, with
             shapes or numbers where the test has some, or why there are none.
         rules: the labels of the rules that took the name there.
@@ -57,8 +57,8 @@ class TestResult:
 
 
 def outcome(rewrite: Rewrite) -> str:
-    """The new name, `(dropped)` or `(unmapped)`; of a tensor that an operation takes, the names
-    that it makes.
+    """The new name, `(dropped)` or `(unmapped)`; for a tensor that an operation takes, the
+    names that the operation makes.
     """
     if rewrite.operated is not None:
         return ", ".join(rewrite.operated.makes)
@@ -89,7 +89,7 @@ class Known:
 
     Attributes:
         names: the names of the first source, as they are stored; a `when` may ask for them.
-        taken: the names of all sources, behind their prefixes; the program is asked about them.
+        taken: the names of all sources, with their prefixes; the program is asked about them.
         config: the config of the first source.
     """
 
@@ -148,7 +148,7 @@ def _becomes(found: Sequence[Routed]) -> dict[str, Any]:
 
 
 def _made_up_tensors(program: Program, rule: CompiledOperation) -> Iterator[tuple[str, ...]]:
-    """Names of all tensors that an operation takes, of a list two."""
+    """Made-up names of all tensors that an operation takes; a list has two."""
     for values in _FILLED:
         names = []
         for end in rule.operation.sources:
@@ -170,7 +170,7 @@ def _made_up(template: Template) -> list[str]:
 def _given(
     when: Condition, seen: Sequence[tuple[str, str]], config: Mapping[str, Any] | None
 ) -> Given:
-    """What makes a `when` hold: names and values of the checkpoint, or made-up ones.
+    """Names and config values with which a `when` holds: the checkpoint's, or made-up ones.
 
     Args:
         seen: names of the checkpoint, each as it is stored and as the condition sees it.
@@ -189,7 +189,7 @@ def _given(
 
 
 def _run(program: Program, test: NameTest) -> TestResult:
-    """A test's names, in a checkpoint that has besides what the test says is `given`."""
+    """Run a test, for a checkpoint with the test's names and everything in its `given`."""
     found = _taken(program, test.old_names, test.given, test.old)
     operations = operations_on(found)
     wanted = ", ".join(test.new_names) or (DROPPED if test.dropped else UNMAPPED)
@@ -216,7 +216,7 @@ def _routed(program: Program, name: str, shape: tuple[int, ...] = ()) -> Routed:
 def _outcomes(
     found: Sequence[Routed], operations: Sequence[Applied], wanted: Sequence[str]
 ) -> Iterator[str]:
-    """The outcome of each name, and of an operation the new names together."""
+    """The outcome of each name; for an operation, all its new names."""
     yield from (outcome(routed.rewrite) for routed in found if routed.rewrite.operated is None)
     for applied in operations:
         yield from _made(applied, wanted)
@@ -226,7 +226,7 @@ def _outcomes(
 
 
 def _made(applied: Applied, wanted: Sequence[str]) -> Iterator[str]:
-    """The names of new tensors, of a list as many as are wanted, and two where none is."""
+    """The names of new tensors. A list has as many as are wanted, or two if none is wanted."""
     names = applied.made_of(wanted)
     for number, end in enumerate(applied.rule.operation.targets):
         own = [name for (at, _), name in names.items() if at == number]
@@ -236,7 +236,7 @@ def _made(applied: Applied, wanted: Sequence[str]) -> Iterator[str]:
 
 
 def _sized(test: NameTest, found: Sequence[Routed], operations: Sequence[Applied]) -> str:
-    """What becomes of a test's tensors, or why there is nothing: sizes that don't add up, rows that
+    """The new tensors of a test in words, or why there are none: sizes that don't add up, rows that
     go nowhere.
     """
     if not operations or any(routed.rewrite.operated is None for routed in found):
@@ -279,7 +279,7 @@ def _taken_boxes(parts: Mapping[str, Sequence[Part]], name: str) -> Iterator[Box
 def _moved(
     parts: Sequence[Part], elements: Mapping[str, Sequence[float]], shape: tuple[int, ...]
 ) -> tuple[float, ...]:
-    """The elements of a new tensor, of which parts cover all."""
+    """The elements of a new tensor. Its parts cover all of it."""
     made = [0.0] * prod(shape)
     for part in parts:
         old = elements[part.taken.name]

@@ -4,16 +4,16 @@ a dict can't express. Pure.
 How transformers 5.23 reads it (`WeightRenaming` in its core_model_loading.py), for each name of a
 checkpoint:
 
-- every pattern in turn is searched (`re.search`) in what the last one left: all that match fire,
-not the first alone;
+- every pattern in turn is searched (`re.search`) in the result of the pattern before it: all
+patterns that match fire, not only the first;
 - in a replacement, `\\1` is the pattern's first group; no other group can be used;
 - then the model's own renamings follow, which take classic names to module names: the rules'
 targets are right as they are;
-- a result that isn't a parameter is reported as unexpected, unless the name that went in is one.
+- a result that isn't a parameter is reported as unexpected, unless the original name is one.
 
-So that the first match is the only one, a name that a later rule would take again gets an empty
-first segment, which no field of a template matches; the last pattern takes it away. Dropped names
-get one for good.
+Only the first match may fire. So a name that a later rule would take again gets an empty first
+segment, which no field of a template matches. The last pattern takes this segment away. Dropped
+names keep theirs.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ from llava_remap.rulefile import (
 
 _MARK = "."
 _DROPPED = ".dropped."
-#: A field's pattern, without groups. That of `{x...}` is for names without empty segments, as those
-#: of tensors.
+#: The regex of a field by its kind, without groups. The regex of `{x...}` expects names without
+#: empty segments; tensors' names have none.
 _FIELDS = {"": "[^.]+", ":int": "[0-9]+", "...": "[^.].*"}
 _ENDS_IN_SEGMENT = "[^.](?:.*[^.])?"
 
 
 @dataclass(frozen=True, slots=True)
 class KeyMapping:
-    """What `key_mapping` gives.
+    """The result of `key_mapping`.
 
     Attributes:
         patterns: regex → replacement, in the order in which they have to be applied.
@@ -240,7 +240,7 @@ def _renaming(kind: RuleKind) -> _Renaming:
 
 def _of_template(from_: Template, to: Template) -> _Renaming:
     source, target = _tokens(from_), _tokens(to)
-    # The pattern only looks at the end that both have in common, from the first field of that on.
+    # The pattern only looks ahead at the end that both have in common and that starts with a field.
     pairs = zip(source[::-1], target[::-1], strict=False)
     tail = len([*takewhile(lambda pair: pair[0][0] == pair[1][0], pairs)])
     while tail and not _is_field(source[-tail]):
@@ -249,7 +249,7 @@ def _of_template(from_: Template, to: Template) -> _Renaming:
     head, made = source[: len(source) - tail], target[: len(target) - tail]
     fields = [position for position, token in enumerate(made) if _is_field(token)]
     pattern, replacement = _regex(head, end), _text(made)
-    if fields:  # they are one group, if they stand in both with the same text between them
+    if fields:  # the fields are one group if both have them with the same text between them
         first, last = fields[0], fields[-1] + 1
         run = [token[0] for token in made[first:last]]
         starts = (
@@ -290,7 +290,7 @@ def _of_regex(regex: Regex) -> _Renaming:
     pattern = match if regex.prefix else rf"^(?!\.){match[1:]}"
     open_end = (
         "(?:)" if re.search(r"[a-zA-Z0-9]$", match) else ""
-    )  # else transformers would have a word end there
+    )  # without this, transformers adds a word end
     return _Renaming(pattern + open_end, replace, regex.prefix, replace.partition("\\")[0])
 
 
@@ -310,7 +310,7 @@ def _is_field(token: _Token) -> bool:
 
 
 def _regex(tokens: Sequence[_Token], follow: Sequence[_Token] = ()) -> str:
-    """The regex of tokens that others follow."""
+    """The regex of `tokens`; the tokens of `follow` come after them."""
     following = [*tokens, *follow, (".", "")][1:]
     return "".join(
         _ENDS_IN_SEGMENT if piece == _FIELDS["..."] and after != "." else piece

@@ -53,7 +53,7 @@ class NameSet:
     names_alone: bool = False
 
     def known(self, rules: RuleFile) -> Known:
-        """The same as the program of a rule file sees it: all names behind their prefixes."""
+        """Names and config as the program of a rule file sees them: names with their prefixes."""
         taken = [
             source.prefix + name
             for key, source in rules.text.sources.items()
@@ -62,7 +62,7 @@ class NameSet:
         return Known(tuple(self.stored), tuple(taken), self.config)
 
     def rewrites(self, rules: RuleFile, program: Program) -> Iterator[tuple[str, str, Rewrite]]:
-        """Each source and name of it, and the rewrite of the name behind the source's prefix."""
+        """Each source, each of its names, and the rewrite of the name with the source's prefix."""
         for key, source in rules.text.sources.items():
             for name in self.names.get(key, ()):
                 yield key, name, program.rewrite(source.prefix + name)
@@ -145,8 +145,8 @@ def open_names(
     The tensors of such a checkpoint have no dtype and the shape ().
 
     Raises:
-        RemapError: as `open_source`; LR103 for an index that can't be read, LR102 for a list that
-            can't.
+        RemapError: as `open_source`; LR103 for an index and LR102 for a list that can't be
+            read.
     """
     path = Path(text).expanduser()
     if path.suffix in _LIST and has_file(path):

@@ -1,4 +1,4 @@
-"""Writes a rule file where there is none yet: one may have been worked on for days."""
+"""Writes new rule files. An existing file is never overwritten: it may be days of work."""
 
 from __future__ import annotations
 

@@ -93,9 +93,9 @@ def run_rule_tests(
 
     Args:
         asked: what the user calls the file.
-        given: `--source` arguments: a checkpoint for which a snapshot has to be there.
-        update: whether missing tests are written: to the file, where all that stand in it pass, and
-            as snapshots.
+        given: `--source` arguments: a checkpoint that must have a snapshot.
+        update: whether missing tests and snapshots are written. Tests are only added to a file
+            whose own tests pass.
 
     Raises:
         RemapError: LR113 for a broken snapshot, LR508 where something can't be written, and as
@@ -133,7 +133,7 @@ def _add(rules: RuleFile, tests: Sequence[NameTest]) -> None:
     """Add tests to the file. The new text is loaded and tested first; apart from the tests it must
     say the same as the old text.
     """
-    from llava_remap.core.files import replace_file  # tests that are only run start the sooner
+    from llava_remap.core.files import replace_file  # running tests doesn't need it
 
     path = rules.path
     text = with_tests(path.read_bytes().decode("utf-8"), tests, str(path))

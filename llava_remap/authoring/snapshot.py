@@ -28,8 +28,8 @@ _FIX = (
 _AGAIN = (
     "If the new result is right, delete the file and run `rules test RULES --source SRC --update`."
 )
-#: The new name, or None, of a tensor that an operation takes the new names and what it does; the
-#: rule that dropped the name, or None.
+#: The new name or None (for an operation, its new names and its description), and the rule that
+#: dropped the name or None.
 Outcome = tuple[str | None, str | None]
 
 
@@ -38,7 +38,7 @@ class Snapshot:
     """A name set, and the outcomes of its names.
 
     Attributes:
-        names: its `config` has the keys that rules asked for when it was made, absent ones as None.
+        names: its `config` has the keys for which rules asked at that time, absent keys as None.
         outcomes: by source and name.
         fits: whether the rule file's `detect` held.
     """
@@ -90,8 +90,8 @@ def run_snapshots(rules: RuleFile, live: NameSet | None, *, update: bool) -> lis
     """Compare a rule file with its snapshots, without the checkpoints that they were made from.
 
     Args:
-        live: names for which a snapshot must exist that has all of them.
-        update: whether that snapshot is written, or missing names are added; its other names stay.
+        live: names that must all be in one snapshot.
+        update: whether that snapshot is written, or its missing names are added. Other names stay.
 
     Raises:
         RemapError: LR113 for a snapshot that can't be read, LR508 for one that can't be written.
@@ -244,11 +244,11 @@ def _write(file: Path, rules: RuleFile, snapshot: Snapshot) -> None:
 
 
 def _files(folder: Path, *, update: bool) -> list[Path]:
-    """The snapshots in a folder; none without the folder. What is in the way of a folder is
-    reported when the folder is written.
+    """The snapshots in a folder; none without the folder. With `update`, a file in the
+    folder's place is only reported when the snapshots are written.
 
     Raises:
-        RemapError: LR113 where it exists and can't be read.
+        RemapError: LR113 for a folder that exists and can't be read.
     """
     try:
         return sorted(path for path in folder.iterdir() if path.suffix == ".json")
@@ -266,7 +266,7 @@ def _read(file: Path) -> Snapshot:
     Raises:
         RemapError: LR113 for a file in another form.
     """
-    from llava_remap.checkpoint import read_object  # a rule file without snapshots needs none of it
+    from llava_remap.checkpoint import read_object  # only snapshots need it
 
     content = read_object(file, "LR113", _FIX)
     head = content.get("format"), content.get("format_version")

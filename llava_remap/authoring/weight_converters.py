@@ -3,7 +3,7 @@
 How its loader uses them (`core_model_loading.py`): after all renamings, the first converter whose
 pattern is found anywhere in a name takes the tensor. The pattern's text is replaced by the first
 new name, and the text before and behind it stays; `*` stands for the number of a tensor in a list.
-So a converter has that part of the names which differs, and says nothing of the modules around it.
+So a converter has only the part in which the names differ, without the modules around that part.
 """
 
 from __future__ import annotations
@@ -80,13 +80,13 @@ def converter(operation: Operation) -> Converter:
 
 
 def _common(names: Sequence[Sequence[str]]) -> list[str]:
-    """What all names begin with."""
+    """The common beginning of all names."""
     columns = zip(*names, strict=False)
     return [column[0] for column in takewhile(lambda column: len({*column}) == 1, columns)]
 
 
 def _parts(end: End) -> list[str]:
-    """A name, character by character, with each field as one; `*` for the field of a list."""
+    """A name as single characters and whole fields; `*` stands for the field of a list."""
     if end.names is None:
         raise NoConverterError("a part is dropped")
     return [
@@ -130,7 +130,7 @@ def _calls(operation: Operation) -> list[str]:
 
 
 def _rope_of(operation: Operation) -> str:
-    """The rope permutation of some parts of what is divided."""
+    """The rope permutation of some parts of a divided tensor."""
     turned = [end for end in operation.parts if end.seen != AS_STORED]
     calls = {_permuted(operation, end.seen, back=True) for end in turned}
     if len(calls) != 1 or not next(iter(calls)).startswith("PermuteForRope"):
@@ -145,7 +145,7 @@ def _permuted(operation: Operation, seen: Seen, *, back: bool = False) -> str:
     """The call for a tensor with its axes in another order.
 
     Args:
-        back: whether it is the new tensor that is seen so.
+        back: whether the new tensor is seen so, and not the old one.
     """
     view, axes = seen.view, seen.axes
     swapped = [at for at, axis in enumerate(axes) if at != axis]
