@@ -132,7 +132,7 @@ def inner(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def _classic(shapes: Mapping[str, Shape]) -> Mapping[str, Shape]:
-    """Names in the classic layout. The present layout is the one whose rules take every name."""
+    """Names in the classic layout. The present layout is the layout whose rules take every name."""
     for path in sorted((shipped_folder() / "layouts").glob("*.yaml")):
         program = compile_rules(load_rule_file(path))
         taken = {name: program.rewrite(name).target for name in shapes}

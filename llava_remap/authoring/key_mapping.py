@@ -1,4 +1,4 @@
-"""The rules as the dict that `from_pretrained(key_mapping=…)` of transformers takes, and what such
+"""The rules as a dict for `from_pretrained(key_mapping=…)` of transformers, and the rules that such
 a dict can't express. Pure.
 
 How transformers 5.23 reads it (`WeightRenaming` in its core_model_loading.py), for each name of a
@@ -189,7 +189,7 @@ def _remarks(rules: RuleFile, program: Program) -> Iterator[str]:
     for position, (name, source) in enumerate(text.sources.items()):
         if (
             "tensors" not in source.use or source.overrides
-        ):  # nothing overrides the one that is read
+        ):  # no source overrides the one source that is read
             continue
         if position:
             yield (

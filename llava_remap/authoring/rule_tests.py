@@ -92,7 +92,7 @@ def run_rule_tests(
     """Run the tests of a rule file.
 
     Args:
-        asked: what the user calls the file.
+        asked: the user's name for the file.
         given: `--source` arguments: a checkpoint that must have a snapshot.
         update: whether missing tests and snapshots are written. Tests are only added to a file
             whose own tests pass.

@@ -1,5 +1,5 @@
-"""Snapshots: what a rule file makes of every name of a checkpoint, as a JSON file with which later
-versions of the rule file are compared.
+"""Snapshots: the outcome of every name of a checkpoint under a rule file, as a JSON file. Later
+versions of the rule file are compared with it.
 
 The snapshots of `mine.yaml` lie beside it in the folder `mine.snapshots`.
 """
@@ -64,7 +64,7 @@ class SnapshotResult:
     Attributes:
         names: how many names it has.
         differences: the names for which it failed.
-        why: why it is missing or was written, or what to do where it failed.
+        why: why the snapshot is missing or was written, or how to go on after a failure.
     """
 
     file: Path

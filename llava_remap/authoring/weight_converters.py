@@ -167,7 +167,7 @@ def _permuted(operation: Operation, seen: Seen, *, back: bool = False) -> str:
 def python_text(
     patterns: Sequence[tuple[str, str]], converters: Sequence[Converter], class_name: str | None
 ) -> str:
-    """Python that registers the renamings and converters for a class, before its own ones."""
+    """Python that registers the renamings and converters for a class, before the class's own."""
     used = sorted(
         {call.partition("(")[0] for one in converters for call in one.operations}
         | {"WeightConverter", "WeightRenaming"}

@@ -137,7 +137,7 @@ class _Source:
         return prod(axis.size for axis in block.axes)
 
     def _read(self, first: int, outer: Sequence[Axis], span: int, step: int) -> NDArray[Any]:
-        """Runs of `span` elements, each `step` elements behind the one before it, in the dtype that
+        """Runs of `span` elements, each `step` elements after the run before it, in the dtype that
         is written.
         """
         width, tensor = self._width, self._tensor
@@ -159,7 +159,7 @@ class _Source:
         return np.frombuffer(made, f"u{DTYPE_BITS[self._dtype] // 8}")
 
     def _read_on(self, run: memoryview, offset: int) -> None:
-        """Read the rest of a run of which one call read only the beginning."""
+        """Read the rest of a run after a call that read only its beginning."""
         assert self._file is not None
         while run:
             if (count := os.preadv(self._file, [run], offset)) == 0:

@@ -46,7 +46,7 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How the tensors of an output are made from those of its sources.
+    """How the tensors of an output are made from its sources' tensors.
 
     Attributes:
         mapped: entries of the plan by target name.

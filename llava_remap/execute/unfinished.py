@@ -1,5 +1,5 @@
 """The claim: a file in a folder while a job fills it. It keeps other jobs away, and tells
-`--resume` what is finished.
+`--resume` which files are finished.
 
 Its first line of JSON describes the job; each further line has the name, size and digest of a file
 that was flushed to disk. The system releases a killed process's lock on the claim, so whether a job

@@ -71,7 +71,7 @@ def write_shards(
 
 
 def shard_nbytes(shard: Shard, recipe: Recipe) -> int:
-    """Bytes of a weight file, all of which `write_shards` reports as progress."""
+    """Bytes of a weight file. `write_shards` reports all of them as progress."""
     return len(shard_header(shard, recipe)) + sum(
         recipe.mapped[name].nbytes for name in shard.tensors
     )

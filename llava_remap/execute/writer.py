@@ -91,7 +91,7 @@ class Writer:
 
         Args:
             source, path: the other file, opened, and its path.
-            offset: where the run starts in it.
+            offset: where the run starts in the other file.
 
         Raises:
             RemapError: LR102 if the other file ends before the run does, or can't be read.

@@ -76,7 +76,7 @@ def build_plan(
     Args:
         target: None if `problems` kept it from being derived. Then nothing is mapped, and the plan
             has only the reasons.
-        problems: problems found before. The plan adds those of tensors that don't match.
+        problems: problems found before. The plan adds problems of tensors that don't match.
         layout: the names of the target's parameters in the plan. All other arguments have classic
             names. None plans with classic names.
         chat_template: the chat template that is written.
@@ -217,7 +217,7 @@ class _Match:
         tied: by alias, the parameter whose tensor it shares.
         providers: by parameter, the tensors that are renamed to it: one, if all is well.
         single: by parameter, its only provider.
-        operations: what tensor operations provide.
+        operations: the parameters that tensor operations provide.
         placed: by parameter, the only operation that provides it.
         pairs: by parameter, the pair of LoRA matrices that is added to it.
         pairs_of_operated: like `pairs`, by the name under which an operation takes the tensor that

@@ -1,7 +1,7 @@
 """The plan: where every tensor of the target comes from, and how it is made. Pure data, and its
 JSON form.
 
-Field names are those of the JSON (`llava-remap/plan`, version 2). Every list is sorted and
+The JSON has the same field names (`llava-remap/plan`, version 2). Every list is sorted and
 complete.
 """
 

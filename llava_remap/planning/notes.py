@@ -102,7 +102,7 @@ def _is_made(beside: Routed, single: Mapping[str, Routed], placed: Collection[st
 
 
 def replaced_notes(routes: Routes) -> list[Problem]:
-    """LR312 for each source whose tensors replace those of another one."""
+    """LR312 for each source whose tensors replace tensors of another source."""
     notes = []
     for source in dict.fromkeys(source for _, source in routes.replaced):
         places = [routed for routed, by in routes.replaced if by == source]

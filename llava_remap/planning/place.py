@@ -104,7 +104,7 @@ class _Seen:
     """A tensor as it is seen.
 
     Attributes:
-        box: all of it.
+        box: the whole tensor.
         groups: for each axis of the box, the number of its undivided axis. Neighbouring axes that
             a view divided have the same number.
     """
