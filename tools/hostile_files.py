@@ -409,11 +409,17 @@ def _index(folder: Path, content: Any) -> None:
     (folder / "model.safetensors.index.json").write_bytes(data)
 
 
+def _shard(folder: Path) -> None:
+    """One sound shard. `model.safetensors` would be read in the place of an index."""
+    _safetensors(folder, {"w": ENTRY})
+    (folder / "model.safetensors").rename(folder / "shard.safetensors")
+
+
 def _indexes(**contents: Any) -> None:
-    """Cases that are an index beside one sound shard, `model.safetensors`, with a tensor `w`."""
+    """Cases that are an index beside one sound shard with a tensor `w`."""
 
     def make(folder: Path, content: Any) -> None:
-        _safetensors(folder, {"w": ENTRY})
+        _shard(folder)
         _index(folder, content)
 
     for name, content in contents.items():
@@ -421,7 +427,7 @@ def _indexes(**contents: Any) -> None:
 
 
 _indexes(
-    index_of_files_above_it={"w": "../model.safetensors"},
+    index_of_files_above_it={"w": "../shard.safetensors"},
     index_of_files_elsewhere={"w": "/etc/passwd"},
     index_of_files_on_another_drive={"w": "C:\\model.safetensors"},
     index_of_names_with_zero_bytes={"w": "model\0.safetensors"},
@@ -429,19 +435,19 @@ _indexes(
     index_of_itself={"w": "model.safetensors.index.json"},
     index_of_its_folder={"w": "."},
     index_of_numbers={"w": 1},
-    index_of_lists={"w": ["model.safetensors"]},
-    index_that_is_a_list=["model.safetensors"],
+    index_of_lists={"w": ["shard.safetensors"]},
+    index_that_is_a_list=["shard.safetensors"],
     index_that_is_empty={},
-    index_of_tensors_that_are_not_there={"w": "model.safetensors", "v": "model.safetensors"},
-    index_with_a_name_twice=b'{"weight_map": {"w": "a", "w": "model.safetensors"}}',
+    index_of_tensors_that_are_not_there={"w": "shard.safetensors", "v": "shard.safetensors"},
+    index_with_a_name_twice=b'{"weight_map": {"w": "a", "w": "shard.safetensors"}}',
     index_nested_100000=b'{"weight_map":' * 100_000,
 )
 
 
 @case
 def index_of_400000_tensors(folder: Path) -> None:
-    _safetensors(folder, {"w": ENTRY})
-    _index(folder, {f"layers.{number}.weight": "model.safetensors" for number in range(400_000)})
+    _shard(folder)
+    _index(folder, {f"layers.{number}.weight": "shard.safetensors" for number in range(400_000)})
 
 
 @case

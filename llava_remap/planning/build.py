@@ -95,7 +95,7 @@ def build_plan(
         problems, notes = layout.problems(problems), layout.problems(notes)
     if operations is None:
         operations = (
-            place_operations(routes, target.shapes, target.tied, target.sizes)
+            place_operations(routes, _shapes_before(target, post_load), target.tied, target.sizes)
             if target
             else Operations({}, (), frozenset(), ())
         )
@@ -434,7 +434,11 @@ def _nbytes_read(routes: Routes, match: _Match, mapped: Sequence[Mapped]) -> int
 def _mapped(name: str, provided: Provided, match: _Match, dtype: str | None) -> Mapped:
     changed = match.changes.get(name)
     stored = provided.dtype
-    shape = match.shapes[name] if name in match.placed else provided.parts[0].shape
+    shape = provided.parts[0].shape
+    if name in match.placed:
+        shape = match.shapes[name]
+        if changed is not None and changed.change.shape_before is not None:
+            shape = changed.change.shape_before
     written = written_dtype(stored, dtype)
     then: list[Step] = []
     for routed in provided.tensors:
@@ -447,6 +451,17 @@ def _mapped(name: str, provided: Provided, match: _Match, dtype: str | None) -> 
         then.append(PostLoad(changed.use, shape))
         shape = changed.change.shape_after
     return Mapped(name, written, shape, provided.parts, tuple(then), provided.rules)
+
+
+def _shapes_before(
+    target: Target, post_load: Sequence[PostLoadChange]
+) -> Mapping[str, tuple[int, ...]]:
+    """The shapes of the target's parameters before the changes of post-load rules."""
+    changes = [entry.change for entry in post_load]
+    return {
+        **target.shapes,
+        **{c.target: c.shape_before for c in changes if c.shape_before is not None},
+    }
 
 
 def _shards(written: Sequence[Mapped], match: _Match, max_nbytes: int | None) -> tuple[Shard, ...]:

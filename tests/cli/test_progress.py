@@ -264,7 +264,13 @@ def test_what_a_user_sees(columns: int) -> None:
     assert code == 0
     assert json.loads(out)["result"]["verified"] == "meta"
     drawn = [screen(text)[0] for text in re.split(r"\r|\n", seen)]
-    for what in ("planning 0:0", "checking values", "writing", "loading strictly", "writing what"):
+    for what in (
+        "planning 0:0",
+        "checking values",
+        "writing",
+        "loading strictly",
+        "writing small files",
+    ):
         assert any(what in line for line in drawn), (what, drawn)
     assert [line for line in drawn if len(line) > columns] == []
     assert set(screen(seen)) == {""}, "nothing of it is left"

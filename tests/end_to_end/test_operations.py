@@ -41,6 +41,12 @@ tensors:
     how: {view: [heads, '*', 2], axes: [0, 2, 1]}
     let: {heads: target.text_config.num_attention_heads}
 """
+TABLE = """\
+  - id: table
+    from: [model.embed_first, model.embed_rest]
+    to: language_model.model.embed_tokens.weight
+    how: {concat: 0}
+"""
 
 
 def weights(folder: Path) -> Tensors:
@@ -105,6 +111,20 @@ def test_fused_matrices_become_those_of_the_plain_checkpoint(source: Path, rules
     assert same(weights(Path("plain")), weights(Path("made")))
     assert verify("made", against=sources(source)).problems == ()
     assert not [note for note in result.notes if note.code == "LR321"]
+
+
+def test_a_table_that_is_put_together_gets_new_rows(source: Path, rules: Path) -> None:
+    file = source / "model.safetensors"
+    tensors = load_file(file)
+    table = tensors.pop("model.embed_tokens.weight")
+    halves = {"model.embed_first": table[:100].clone(), "model.embed_rest": table[100:].clone()}
+    save_file({**tensors, **halves}, file, {"format": "pt"})
+    rules.write_text(RULES + TABLE)
+    apply("llava-v1.5", sources(PLAIN), "plain")
+    apply(rules, sources(source), "made", verify="full")
+    assert same(weights(Path("plain")), weights(Path("made")))
+    revert("made", "back")
+    assert same({name: weights(Path("back/model"))[name] for name in halves}, halves)
 
 
 def test_the_plan_is_the_same_in_another_layout_and_dtype(source: Path, rules: Path) -> None:
