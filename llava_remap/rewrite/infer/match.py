@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice, product
-from typing import Literal
+from typing import Literal, get_args
 
 from llava_remap.rewrite.infer.groups import (
     INDEX,
@@ -30,14 +30,7 @@ How = Literal[
     "by shape alone",
 ]
 #: How a match was found, the surest first.
-HOWS: tuple[How, ...] = (
-    "asked",
-    "by the same name",
-    "by name and shape",
-    "with its module",
-    "by an operation",
-    "by shape alone",
-)
+HOWS: tuple[How, ...] = get_args(How)
 
 #: The most pairs of fitting groups to compare. With more of them, names don't decide.
 MOST_PAIRS = 250_000

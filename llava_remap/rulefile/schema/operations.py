@@ -152,12 +152,24 @@ class How(_View):
 
     @model_validator(mode="after")
     def _one_way(self) -> How:
-        divides = {"split", "unstack"} & self.model_fields_set
-        joins = {"concat", "stack"} & self.model_fields_set
         check(
-            "form", (divides and joins, "`split` and `unstack` divide, `concat` and `stack` join")
+            "form",
+            (
+                self.divides and self.joins,
+                "`split` and `unstack` divide, `concat` and `stack` join",
+            ),
         )
         return self
+
+    @property
+    def divides(self) -> bool:
+        """Whether one tensor is divided."""
+        return bool({"split", "unstack"} & self.model_fields_set)
+
+    @property
+    def joins(self) -> bool:
+        """Whether tensors are put together to one."""
+        return bool({"concat", "stack"} & self.model_fields_set)
 
     @property
     def join(self) -> Join:
@@ -200,13 +212,14 @@ class TensorRule(Part):
     @model_validator(mode="after")
     def _compile(self) -> TensorRule:
         sources, targets = _ends(self.from_), _ends(self.to)
-        takes_apart = {"split", "unstack"} & self.how.model_fields_set
-        puts_together = {"concat", "stack"} & self.how.model_fields_set
         check(
             "form",
             (self.when == Condition(), "`when` is empty, so it always holds: leave it out"),
-            (takes_apart and len(sources) > 1, "`split` and `unstack` take one tensor of `from`"),
-            (puts_together and len(targets) > 1, "`concat` and `stack` make one tensor of `to`"),
+            (
+                self.how.divides and len(sources) > 1,
+                "`split` and `unstack` take one tensor of `from`",
+            ),
+            (self.how.joins and len(targets) > 1, "`concat` and `stack` make one tensor of `to`"),
         )
         try:
             self._operation = Operation(
