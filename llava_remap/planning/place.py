@@ -67,14 +67,11 @@ def place(
         MisfitError: sizes don't add up.
     """
     whole = as_seen(name, shape, seen, sizes)
-    if join.stacked is not None and join.stacked >= whole.rank:
-        raise MisfitError(
-            f"`{name}` has {whole.rank} axes as it is seen, and none of number {join.stacked}"
-        )
-    if join.along is not None and join.along >= whole.rank:
-        raise MisfitError(
-            f"`{name}` has {whole.rank} axes as it is seen, and none of number {join.along}"
-        )
+    for axis in (join.stacked, join.along):
+        if axis is not None and axis >= whole.rank:
+            raise MisfitError(
+                f"`{name}` has {whole.rank} axes as it is seen, and none of number {axis}"
+            )
     numbered = join.stacked is not None and join.along is None and len(parts) > 1
     extents = _extents(whole, join, parts, sizes)
     starts = [0, *accumulate(extents)]
