@@ -309,6 +309,24 @@ def changed(tmp_path: Path) -> Changed:
     return make
 
 
+@pytest.fixture
+def fused_source(tmp_path: Path) -> Path:
+    """LLaVA-1.5 with fused and turned matrices, for `fused_rules`."""
+    from tests.fused import fused_checkpoint
+
+    return fused_checkpoint(tmp_path / "fused")
+
+
+@pytest.fixture
+def fused_rules(tmp_path: Path) -> Path:
+    """A rule file with an operation of each kind."""
+    from tests.fused import RULES
+
+    path = tmp_path / "fused.yaml"
+    path.write_text(RULES)
+    return path
+
+
 def with_own_digest(record: Mapping[str, Any]) -> str:
     """The text of a record that was changed on purpose, digest and all."""
     return json.dumps({**record, "digest": own_digest(record)})

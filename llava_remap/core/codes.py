@@ -220,6 +220,10 @@ CODES: dict[str, Code] = {
         "A tensor operation of the rule file (`tensors`) takes tensors whose sizes don't add up, "
         "or lacks one of them. The report says for each what is wrong. `revert --rules` can't take "
         "an operation back that drops a part, or that puts together tensors of unknown sizes."),
+    "LR322": Code("dtypes of an operation", Exit.PROBLEMS,
+        "A tensor operation of the rule file (`tensors`) puts tensors of different dtypes together "
+        "to one. `--dtype` settles in which dtype: each tensor is cast before. Integers aren't "
+        "cast."),
     # Shapes, dtypes, vocabulary
     "LR401": Code("shapes differ", Exit.PROBLEMS,
         "A tensor has another shape than the parameter. The message names the config keys that "

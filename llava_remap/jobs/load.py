@@ -15,7 +15,7 @@ from llava_remap.core.libraries import import_asked
 from llava_remap.core.problem import RemapError, refuse
 from llava_remap.execute import Recipe, gathered, too_short
 from llava_remap.folder.scratch import AS_DATA, scratch_folder
-from llava_remap.jobs.apply import Options, plan_mapping
+from llava_remap.jobs.apply import Dtype, Options, plan_mapping
 from llava_remap.jobs.derived_problems import no_tokenizer_note
 from llava_remap.jobs.job import Job
 from llava_remap.jobs.output import refuse_changed
@@ -33,6 +33,7 @@ def load_model(
     rules: str | Path,
     sources: Sources = ...,
     *,
+    dtype: Dtype = ...,
     processor: Literal[False] = ...,
     offline: bool = ...,
 ) -> PreTrainedModel: ...
@@ -40,12 +41,22 @@ def load_model(
 
 @overload
 def load_model(
-    rules: str | Path, sources: Sources = ..., *, processor: Literal[True], offline: bool = ...
+    rules: str | Path,
+    sources: Sources = ...,
+    *,
+    dtype: Dtype = ...,
+    processor: Literal[True],
+    offline: bool = ...,
 ) -> tuple[PreTrainedModel, ProcessorMixin]: ...
 
 
 def load_model(
-    rules: str | Path, sources: Sources = (), *, processor: bool = False, offline: bool = False
+    rules: str | Path,
+    sources: Sources = (),
+    *,
+    dtype: Dtype = "keep",
+    processor: bool = False,
+    offline: bool = False,
 ) -> PreTrainedModel | tuple[PreTrainedModel, ProcessorMixin]:
     """Load the model that `apply` would write, without writing it.
 
@@ -61,13 +72,13 @@ def load_model(
 
     A renamed tensor is a view of its file, mapped copy-on-write: it is read at its first use, and
     changing it changes no file. Only these tensors take memory: tensors that post-load rules
-    change, that have another dtype than the config's (a float32 tower beside a float16 language
-    model), that are strided or big-endian in their file, or that don't begin at a multiple of their
-    elements' size. Tensors of a source in memory are copied, so that changing the model doesn't
-    change the source. The source files must not change while the model is in use.
+    change, that are cast, that have another dtype than the config's (a float32 tower beside a
+    float16 language model), that are strided or big-endian in their file, or that don't begin at a
+    multiple of their elements' size. Tensors of a source in memory are copied, so that changing the
+    model doesn't change the source. The source files must not change while the model is in use.
 
     Args:
-        rules, sources, offline: as for `plan`.
+        rules, sources, dtype, offline: as for `plan`.
         processor: whether to return the processor too: that of
             `AutoProcessor.from_pretrained(folder)`.
 
@@ -81,7 +92,7 @@ def load_model(
     """
     import_asked()
 
-    job = plan_mapping(rules, sources, Options(offline=offline)).prove()
+    job = plan_mapping(rules, sources, Options(dtype=dtype, offline=offline)).prove()
     made = _processor(job) if processor else None
     model = _model(job)
     return model if made is None else (model, made)

@@ -326,7 +326,8 @@ def _originals(record: Record) -> dict[SourceName, Mapped]:
         moved
         for entry in record.mapped
         for part in entry.parts
-        for moved in [_Moved(entry.target, part, entry, entry.stored_dtype, entry.rules)]
+        for origin in [SourceName(part.source, part.taken.name)]
+        for moved in [_Moved(entry.target, part, entry, entry.dtype_of(origin), entry.rules)]
         if moved.origin not in incomplete
     ]
     for alias in record.aliases:

@@ -16,12 +16,11 @@ from llava_remap.planning.layout import Layout
 from llava_remap.planning.mapped import (
     AddLora,
     Alias,
-    Cast,
     Mapped,
     PostLoad,
     Step,
     aligned,
-    written_dtype,
+    casts,
 )
 from llava_remap.planning.model import (
     Collision,
@@ -95,7 +94,9 @@ def build_plan(
         problems, notes = layout.problems(problems), layout.problems(notes)
     if operations is None:
         operations = (
-            place_operations(routes, _shapes_before(target, post_load), target.tied, target.sizes)
+            place_operations(
+                routes, _shapes_before(target, post_load), target.tied, target.sizes, dtype
+            )
             if target
             else Operations({}, (), frozenset(), ())
         )
@@ -433,20 +434,19 @@ def _nbytes_read(routes: Routes, match: _Match, mapped: Sequence[Mapped]) -> int
 
 def _mapped(name: str, provided: Provided, match: _Match, dtype: str | None) -> Mapped:
     changed = match.changes.get(name)
-    stored = provided.dtype
+    [written] = provided.written_dtypes(dtype)
+    stored = {routed.origin: routed.tensor.dtype for routed in provided.tensors}
     shape = provided.parts[0].shape
     if name in match.placed:
         shape = match.shapes[name]
         if changed is not None and changed.change.shape_before is not None:
             shape = changed.change.shape_before
-    written = written_dtype(stored, dtype)
     then: list[Step] = []
     for routed in provided.tensors:
         of_kind = match.pairs if routed.rewrite.operated is None else match.pairs_of_operated
         if (pair := of_kind.get(str(routed.rewrite.target))) is not None:
             then.append(AddLora(routed.origin, *pair.origins, pair.a.shape[0], pair.scale))
-    if written != stored:
-        then.append(Cast(stored))
+    then += casts(stored, written)
     if changed is not None:
         then.append(PostLoad(changed.use, shape))
         shape = changed.change.shape_after

@@ -58,12 +58,35 @@ class AddLora:
 
 @dataclass(frozen=True, slots=True)
 class Cast:
-    """Write the numbers in another dtype than `stored`, the sources' dtype."""
+    """Write numbers in another dtype than they are stored in.
+
+    Attributes:
+        stored: the dtype in the sources.
+        of: the source tensors of this dtype, if others have another one; empty for all.
+    """
 
     stored: str
+    of: tuple[SourceName, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        return {"cast": {"stored": self.stored}}
+        of = {"of": source_names(self.of)} if self.of else {}
+        return {"cast": {"stored": self.stored, **of}}
+
+
+def casts(stored: Mapping[SourceName, str], written: str) -> tuple[Cast, ...]:
+    """The casts that make one dtype of all source tensors.
+
+    Args:
+        stored: the source tensors, each with its dtype.
+    """
+    dtypes = dict.fromkeys(stored.values())
+    if len(dtypes) == 1:
+        return tuple(Cast(dtype) for dtype in dtypes if dtype != written)
+    return tuple(
+        Cast(dtype, tuple(name for name, own in stored.items() if own == dtype))
+        for dtype in dtypes
+        if dtype != written
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +119,7 @@ def _step(entry: Mapping[str, Any]) -> Step:
         raise ValueError(f"{entry!r} is not a step")
     [(kind, fields)] = entry.items()
     if kind == "cast":
-        return Cast(_text(fields["stored"]))
+        return Cast(_text(fields["stored"]), tuple(map(_source_name, fields.get("of", ()))))
     if kind == "post_load":
         before = None if fields["before"] is None else shape_of(fields["before"])
         return PostLoad(_text(fields["use"]), before)
@@ -131,9 +154,27 @@ class Mapped:
     rules: tuple[str, ...]
 
     @property
+    def casts(self) -> tuple[Cast, ...]:
+        """The casts, one for each dtype that isn't the written one."""
+        return tuple(step for step in self.then if isinstance(step, Cast))
+
+    def dtype_of(self, origin: SourceName) -> str:
+        """The dtype of one of the source tensors."""
+        own = (cast.stored for cast in self.casts if not cast.of or origin in cast.of)
+        return next(own, self.dtype)
+
+    @property
+    def stored_dtypes(self) -> tuple[str, ...]:
+        """The dtypes in the sources, each once."""
+        return tuple(dict.fromkeys(map(self.dtype_of, self.origins))) or (self.dtype,)
+
+    @property
     def stored_dtype(self) -> str:
-        """The dtype in the sources."""
-        return next((step.stored for step in self.then if isinstance(step, Cast)), self.dtype)
+        """The dtype in the sources. If they have several, the smallest that holds all numbers."""
+        first, *others = self.stored_dtypes
+        if not others:
+            return first
+        return next(dtype for dtype in HELD_BY[first] if all(holds(dtype, o) for o in others))
 
     @property
     def loras(self) -> tuple[AddLora, ...]:
@@ -156,7 +197,7 @@ class Mapped:
 
     @property
     def is_rounded(self) -> bool:
-        """Whether the written dtype can't represent every number of the sources' dtype."""
+        """Whether the written dtype can't represent every number of the sources' dtypes."""
         return not holds(self.dtype, self.stored_dtype)
 
     @property
@@ -198,14 +239,13 @@ class Mapped:
         )
         then = tuple(map(_step, entry["then"]))
         kinds = [(AddLora, Cast, PostLoad).index(type(step)) for step in then]
-        merged = kinds.count(0)
-        if kinds[merged:] != sorted({*kinds} - {0}) or dtype not in DTYPE_BITS:
+        if kinds != sorted(kinds) or kinds.count(2) > 1 or dtype not in DTYPE_BITS:
             raise ValueError(f"`{target}` is {dtype}, or its steps have an impossible order")
         mapped = cls(target, dtype, shape, (), then, tuple(map(_text, entry["rules"])))
         parts = tuple(_part(part, target, mapped.shape_before) for part in entry["from"])
         mapped = replace(mapped, parts=parts)
-        if mapped.stored_dtype not in DTYPE_BITS:
-            raise ValueError(f"`{target}` was {mapped.stored_dtype}")
+        if mapped.casts:
+            _refuse_casts(mapped)
         made = mapped.post_load is not None and mapped.post_load.before is None
         if mapped.is_made is not made or (made and len(then) > 1):
             raise ValueError(f"`{target}` comes from {len(parts)} boxes")
@@ -215,6 +255,17 @@ class Mapped:
         if any(len(mapped.shape_of(base)) != 2 for base in bases):
             raise ValueError(f"`{target}` is merged, and a source tensor of it is not a matrix")
         return mapped
+
+
+def _refuse_casts(mapped: Mapped) -> None:
+    """
+    Raises:
+        ValueError: the casts aren't those of the source tensors.
+    """
+    stored = {origin: mapped.dtype_of(origin) for origin in mapped.origins}
+    dtypes = {*stored.values(), mapped.dtype}
+    if not dtypes <= {*FLOATS} or mapped.casts != casts(stored, mapped.dtype):
+        raise ValueError(f"`{mapped.target}` was {', '.join(mapped.stored_dtypes)}")
 
 
 def refuse_uncovered(mapped: Collection[Mapped]) -> None:

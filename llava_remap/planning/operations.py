@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from llava_remap.core.problem import Problem
 from llava_remap.core.wording import counted
 from llava_remap.planning.boxes import Box, Part, Shape
+from llava_remap.planning.mapped import written_dtype
 from llava_remap.planning.model import Dropped
 from llava_remap.planning.place import MisfitError, PartShape, Placed, place
 from llava_remap.rewrite import CompiledOperation
@@ -28,10 +29,17 @@ class Provided:
     tensors: tuple[Routed, ...]
     rules: tuple[str, ...]
 
-    @property
-    def dtype(self) -> str:
-        """The dtype of the source tensors; all have the same."""
-        return self.tensors[0].tensor.dtype
+    def written_dtypes(self, wanted: str | None) -> Mapping[str, str]:
+        """Dtype in which a tensor would be written → the first such tensor. There has to be only
+        one.
+
+        Args:
+            wanted: as for `written_dtype`.
+        """
+        found: dict[str, str] = {}
+        for routed in self.tensors:
+            found.setdefault(written_dtype(routed.tensor.dtype, wanted), routed.tensor.name)
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +50,7 @@ class Operations:
         provided: by parameter, an entry for each operation that makes it; several are a collision.
         dropped: the parts that are left out.
         claimed: the parameters of operations whose sizes don't add up.
-        problems: LR321, with the reason for each tensor.
+        problems: LR321 and LR322, with the reason for each tensor.
     """
 
     provided: Mapping[str, tuple[Provided, ...]]
@@ -56,6 +64,7 @@ def place_operations(
     shapes: Mapping[str, Shape],
     tied: Collection[str],
     sizes: Mapping[str, int],
+    dtype: str | None = None,
 ) -> Operations:
     """Place every operation.
 
@@ -63,11 +72,13 @@ def place_operations(
         shapes: the parameters of the target.
         tied: parameters that share another parameter's tensor.
         sizes: key of the target's config → its value, for the names in views.
+        dtype: the dtype of every parameter that is written; None keeps the dtype of each.
     """
     provided: dict[str, tuple[Provided, ...]] = {}
     dropped: list[Dropped] = []
     claimed: set[str] = set()
     misfits: dict[str, tuple[CompiledOperation, list[tuple[str, str]]]] = {}
+    mixed: dict[str, tuple[CompiledOperation, list[tuple[str, str]]]] = {}
     for applied in routes.operations:
         names = applied.made_of(shapes)
         try:
@@ -80,7 +91,13 @@ def place_operations(
             continue
         dropped += left_out
         for name, entry in made.items():
-            provided[name] = (*provided.get(name, ()), entry)
+            if len(dtypes := entry.written_dtypes(dtype)) > 1:
+                claimed.add(name)
+                found = " and ".join(f"`{one}` is {of}" for of, one in dtypes.items())
+                rows = mixed.setdefault(applied.rule.label, (applied.rule, []))[1]
+                rows.append((entry.tensors[0].tensor.name, found))
+            else:
+                provided[name] = (*provided.get(name, ()), entry)
     problems = tuple(
         Problem(
             "LR321",
@@ -92,6 +109,18 @@ def place_operations(
             place=rule.mark,
         )
         for rule, rows in misfits.values()
+    )
+    problems += tuple(
+        Problem(
+            "LR322",
+            f"`{rule.label}` puts tensors of different dtypes together to "
+            f"{counted(len(rows), 'tensor')}: {rows[0][1]}.",
+            "--dtype casts each of them before they are put together, if all are floats.",
+            tuple(name for name, _ in rows),
+            tuple(rows),
+            place=rule.mark,
+        )
+        for rule, rows in mixed.values()
     )
     return Operations(provided, tuple(dropped), frozenset(claimed), problems)
 
@@ -188,16 +217,5 @@ def _part(routed: Routed, taken: Box | None, placed: Box | None) -> Part:
 
 
 def _provided(parts: Sequence[Part], tensors: Sequence[Routed]) -> Provided:
-    """
-    Raises:
-        MisfitError: the tensors have different dtypes.
-    """
-    first, *others = tensors
-    for other in others:
-        if other.tensor.dtype != first.tensor.dtype:
-            raise MisfitError(
-                f"`{first.tensor.name}` is {first.tensor.dtype} and `{other.tensor.name}` "
-                f"{other.tensor.dtype}"
-            )
     rules = dict.fromkeys(rule for routed in tensors for rule in routed.rewrite.rules)
     return Provided(tuple(parts), tuple(tensors), tuple(rules))

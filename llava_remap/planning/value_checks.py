@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from llava_remap.checkpoint import Checkpoint
-from llava_remap.planning.mapped import Alias, Mapped
+from llava_remap.planning.mapped import Alias, Mapped, holds
 from llava_remap.planning.model import PostLoadChange, ValueCheck
 from llava_remap.planning.problems import component
 from llava_remap.routing import Routed, Routes, SourceName, in_place_of, is_one_tensor
@@ -38,8 +38,8 @@ def value_checks(
     # A tensor that is divided becomes several parameters.
     rounded: dict[tuple[SourceName, str], str] = {}
     for entry in mapped:
-        if entry.is_rounded:
-            for origin in entry.origins:
+        for origin in entry.origins:
+            if not holds(entry.dtype, entry.dtype_of(origin)):
                 rounded.setdefault((origin, entry.dtype), entry.target)
     checks += [ValueCheck("range", target, (origin,)) for (origin, _), target in rounded.items()]
     matrices: dict[SourceName, str] = {}

@@ -245,9 +245,9 @@ def _merge(lora: AddLora) -> str:
 def _casts(plan: Plan) -> list[str]:
     """How many tensors change from which dtype to which; empty if none changes."""
     casts = Counter(
-        (entry.stored_dtype, entry.dtype, entry.is_rounded)
+        (" + ".join(entry.stored_dtypes), entry.dtype, entry.is_rounded)
         for entry in plan.mapped
-        if entry.stored_dtype != entry.dtype
+        if entry.casts
     )
     how = {False: "exactly", True: "rounded to nearest, so revert can't restore them"}
     kept = sum(not entry.is_made for entry in plan.mapped) - casts.total()

@@ -284,7 +284,7 @@ def _other_source(entry: Mapped, recipe: Recipe) -> str:
     """How the source tensors of an entry have changed, by their headers."""
     for part in entry.parts:
         origin = SourceName(part.source, part.taken.name)
-        if difference := _other_header(origin, (entry.stored_dtype, part.shape), recipe):
+        if difference := _other_header(origin, (entry.dtype_of(origin), part.shape), recipe):
             return difference
     for lora in entry.loras:
         rows, columns = entry.shape_of(lora.base)

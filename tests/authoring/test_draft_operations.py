@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from llava_remap import apply
 from llava_remap.rulefile import load_rule_file
 from tests.conftest import CLIP, Run
-from tests.end_to_end.test_operations import PLAIN, same, sources, weights
+from tests.fused import PLAIN, same, sources, weights
 
 
 @pytest.fixture

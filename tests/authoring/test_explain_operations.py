@@ -13,10 +13,8 @@ from llava_remap.authoring.explain import explain_names
 from llava_remap.planning import Box
 from llava_remap.rulefile import load_rule_file
 from tests.conftest import CLIP, Run
-from tests.end_to_end.test_operations import RULES, rules, source, weights
+from tests.fused import RULES, weights
 from tests.planning.test_boxes import region
-
-__all__ = ["rules", "source"]
 
 WQKV = "model.layers.0.self_attn.wqkv.weight"
 SPLIT = """\
@@ -36,10 +34,10 @@ def entry(run: Run, *arguments: object) -> dict[str, Any]:
     return dict(found)
 
 
-def test_boxes_of_a_name_as_json(source: Path, rules: Path, run: Run) -> None:
+def test_boxes_of_a_name_as_json(fused_source: Path, fused_rules: Path, run: Run) -> None:
     """The boxes of the JSON have the numbers that the job writes."""
-    sources = ("--source", source, "--source", f"vision_tower={CLIP}")
-    found = entry(run, rules, WQKV, *sources)
+    sources = ("--source", fused_source, "--source", f"vision_tower={CLIP}")
+    found = entry(run, fused_rules, WQKV, *sources)
     assert (found["outcome"], found["target"]) == ("mapped", None)
     operation = found["operation"]
     assert operation["rule"] == "tensors/qkv"
@@ -47,10 +45,10 @@ def test_boxes_of_a_name_as_json(source: Path, rules: Path, run: Run) -> None:
     layer = "language_model.model.layers.0.self_attn"
     targets = [f"{layer}.{kind}_proj.weight" for kind in "qkv"]
     assert operation["targets"] == [move["target"] for move in operation["moves"]] == targets
-    before = weights(source)[WQKV].float().numpy()
+    before = weights(fused_source)[WQKV].float().numpy()
     from llava_remap import apply
 
-    apply(rules, {"model": str(source), "vision_tower": str(CLIP)}, "made")
+    apply(fused_rules, {"model": str(fused_source), "vision_tower": str(CLIP)}, "made")
     made = weights(Path("made"))
     for move in operation["moves"]:
         taken = region(before.ravel(), Box.from_json(WQKV, move["taken"]))
@@ -62,8 +60,16 @@ def test_boxes_of_a_name_as_json(source: Path, rules: Path, run: Run) -> None:
     )
 
 
-def test_layers_are_folded_on_a_terminal(source: Path, rules: Path, run: Run) -> None:
-    out = run("rules", "explain", rules, "--source", source, "--source", f"vision_tower={CLIP}").out
+def test_layers_are_folded_on_a_terminal(fused_source: Path, fused_rules: Path, run: Run) -> None:
+    out = run(
+        "rules",
+        "explain",
+        fused_rules,
+        "--source",
+        fused_source,
+        "--source",
+        f"vision_tower={CLIP}",
+    ).out
     assert (
         "    [all, 1, all] of it seen as [112, 2, 64] → "
         "`language_model.model.layers.{0..1}.mlp.up_proj.weight`\n"
@@ -71,30 +77,42 @@ def test_layers_are_folded_on_a_terminal(source: Path, rules: Path, run: Run) ->
     assert out.count("up_proj.weight`") == 1
 
 
-def test_without_a_checkpoint_there_are_no_sizes(rules: Path, run: Run) -> None:
-    found = entry(run, rules, WQKV)
+def test_without_a_checkpoint_there_are_no_sizes(fused_rules: Path, run: Run) -> None:
+    found = entry(run, fused_rules, WQKV)
     assert found["operation"]["moves"] == []
     assert len(found["operation"]["targets"]) == 3
-    ran = run("rules", "explain", rules, WQKV)
+    ran = run("rules", "explain", fused_rules, WQKV)
     assert "no checkpoint is given, so sizes aren't known" in ran.out
     assert "split along axis 1, seen with axis 0 as [groups, *, size]" in ran.out
 
 
-def test_sizes_that_dont_add_up_are_told(source: Path, rules: Path, run: Run) -> None:
-    rules.write_text(RULES.replace("split: 1", "split: 0"))
-    ran = run("rules", "explain", rules, "--source", source, "--source", f"vision_tower={CLIP}")
+def test_sizes_that_dont_add_up_are_told(fused_source: Path, fused_rules: Path, run: Run) -> None:
+    fused_rules.write_text(RULES.replace("split: 1", "split: 0"))
+    ran = run(
+        "rules",
+        "explain",
+        fused_rules,
+        "--source",
+        fused_source,
+        "--source",
+        f"vision_tower={CLIP}",
+    )
     assert ran.code == 0
     assert "`tensors/qkv` takes 2 tensors whose sizes don't add up" in ran.out
 
 
-def test_a_part_that_is_dropped_has_its_reason(source: Path, rules: Path, run: Run) -> None:
+def test_a_part_that_is_dropped_has_its_reason(
+    fused_source: Path, fused_rules: Path, run: Run
+) -> None:
     text = RULES.replace("'{m}.up_proj.weight']", "{drop: padding}]").replace(
         "how: {view: ['*', 2], unstack: 1}", "how: {split: 0}"
     )
-    rules.write_text(text)
+    fused_rules.write_text(text)
     name = "model.layers.0.mlp.gate_up.weight"
-    sources = ("--source", source, "--source", f"vision_tower={CLIP}")
-    words = [move["words"] for move in entry(run, rules, name, *sources)["operation"]["moves"]]
+    sources = ("--source", fused_source, "--source", f"vision_tower={CLIP}")
+    words = [
+        move["words"] for move in entry(run, fused_rules, name, *sources)["operation"]["moves"]
+    ]
     assert words == [
         "rows 0..111 of it → `language_model.model.layers.0.mlp.gate_proj.weight`",
         "rows 112..223 of it → dropped: padding",

@@ -8,9 +8,7 @@ import pytest
 
 from llava_remap.authoring.lint import lint_files
 from tests.conftest import CLIP
-from tests.end_to_end.test_operations import RULES, source
-
-__all__ = ["source"]
+from tests.fused import RULES
 
 
 @pytest.mark.parametrize(
@@ -35,11 +33,11 @@ def test_a_size_that_the_targets_class_doesnt_know(tmp_path: Path, key: str, cau
         assert of_sizes[0].mark.line == 11
 
 
-def test_sizes_that_dont_add_up_for_a_checkpoint(tmp_path: Path, source: Path) -> None:
+def test_sizes_that_dont_add_up_for_a_checkpoint(tmp_path: Path, fused_source: Path) -> None:
     """`apply` refuses the same; lint has it at the operation's place."""
     path = tmp_path / "r.yaml"
     path.write_text(RULES.replace("split: 1", "split: 0"))
-    sources = [str(source), f"vision_tower={CLIP}"]
+    sources = [str(fused_source), f"vision_tower={CLIP}"]
     [linted] = lint_files([path], sources)
     [finding] = [f for f in linted.findings if f.problem.code == "LR321"]
     assert finding.mark is not None

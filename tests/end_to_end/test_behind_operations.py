@@ -5,38 +5,22 @@ what can't be restored.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from llava_remap import InMemory, apply, plan, revert, verify
 from llava_remap.checkpoint import manifest_text, open_checkpoint
 from llava_remap.core.problem import RemapError
 from tests.conftest import Tensors
-from tests.end_to_end.test_operations import (
-    PLAIN,
-    RULES,
-    same,
-    sources,
-    weights,
-)
-from tests.end_to_end.test_operations import rules as fused_rules
-from tests.end_to_end.test_operations import source as fused_source
+from tests.fused import HEAD, PLAIN, changed_checkpoint, same, sources, weights
 
-__all__ = ["fused_rules", "fused_source"]
-
-HEAD = RULES.split("tensors:")[0] + "tensors:\n"
 WIDE = """\
   - {id: up, from: '{m...}.wide.weight', to: ['{m}.up_proj.weight', {drop: padding, size: '*'}], \
 how: {split: 0}}
-"""
-HALVES = """\
-  - {id: up, from: ['{m...}.a.weight', '{m...}.b.weight'], to: '{m}.up_proj.weight', \
-how: {concat: 0}}
 """
 TURNED = """\
   - {id: embed, from: 'language_model.model.embed_tokens.turned', to: \
@@ -51,17 +35,8 @@ def make(tmp_path: Path) -> Make:
     """A rule file with one operation, and the checkpoint that it is for."""
 
     def made(operation: str, change: Callable[[Tensors], None]) -> Path:
-        folder = tmp_path / "source"
-        shutil.copytree(PLAIN, folder, ignore=shutil.ignore_patterns("*.safetensors"))
-        tensors = {n: v for n, v in weights(PLAIN).items() if "inv_freq" not in n}
-        change(tensors)
-        save_file(
-            {name: value.contiguous() for name, value in tensors.items()},
-            folder / "model.safetensors",
-            {"format": "pt"},
-        )
         (tmp_path / "rules.yaml").write_text(HEAD + operation)
-        return folder
+        return changed_checkpoint(tmp_path / "source", change)
 
     return made
 
@@ -91,20 +66,6 @@ def test_what_was_dropped_in_part_is_told_and_not_restored(make: Make, tmp_path:
     assert same(weights(Path("back/model")), wanted)
     told = done.to_json()["sources"]["model"]["dropped"]
     assert {entry["name"] for entry in told if entry["in_part"]} == original.keys() - wanted.keys()
-
-
-@pytest.mark.parametrize("dtype", ["keep", "float16"])
-def test_tensors_of_different_dtypes_are_not_put_together(
-    make: Make, tmp_path: Path, dtype: str
-) -> None:
-    def halves(tensors: Tensors) -> None:
-        for name in [name for name in tensors if "up_proj" in name]:
-            one, other = tensors.pop(name).chunk(2)
-            tensors[name.replace("up_proj", "a")] = one.float()
-            tensors[name.replace("up_proj", "b")] = other
-
-    told = refused(tmp_path, make(HALVES, halves), dtype=dtype)
-    assert "is F32 and" in told["LR321"]
 
 
 def test_a_value_that_does_not_fit_is_told_once(make: Make, tmp_path: Path) -> None:

@@ -456,6 +456,20 @@ def lr321(scene: Scene) -> Arguments:
     )
 
 
+def lr322(scene: Scene) -> Arguments:
+    def halve(tensors: Tensors) -> None:
+        one, other = tensors.pop(HEAD).chunk(2)
+        tensors.update({"lm_head.top": one.float(), "lm_head.bottom": other.clone()})
+
+    return applied(
+        scene.changed(tensors=halve),
+        scene.rules(
+            "tensors: [{id: head, from: ['{m...}.lm_head.top', '{m...}.lm_head.bottom'], "
+            "to: '{m}.lm_head.weight', how: {concat: 0}}]"
+        ),
+    )
+
+
 def lr401(scene: Scene) -> Arguments:
     return applied(
         scene.changed(

@@ -16,7 +16,7 @@ from llava_remap.authoring.lint import lint
 from llava_remap.rulefile import load_rule_file
 from tests.authoring.test_draft_operations import fused
 from tests.end_to_end.test_foreign_towers import NEAR, ORIGINALS, far, llava, width_of
-from tests.end_to_end.test_operations import PLAIN, same, sources, weights
+from tests.fused import PLAIN, same, sources, weights
 from tests.text_models.matrix import TOWERS, Own, build, checkpoint
 
 __all__ = ["fused"]

@@ -14,33 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from llava_remap import apply, load_model, plan, revert, verify
 from llava_remap.core.problem import RemapError
-from tests.conftest import CLIP, RELEASED, Tensors
+from tests.conftest import Tensors
+from tests.fused import PLAIN, RULES, same, sources, weights
 
-PLAIN = RELEASED / "safetensors"
-
-RULES = """\
-schema: 1
-name: fused
-version: 1.0.0
-summary: LLaVA-1.5 with fused and turned matrices
-extends: [llava-v1.5]
-tensors:
-  - id: qkv
-    from: '{m...}.wqkv.weight'
-    to: ['{m}.q_proj.weight', '{m}.k_proj.weight', '{m}.v_proj.weight']
-    how: {view: [groups, '*', size], split: 1}
-    let: {groups: target.text_config.num_key_value_heads, size: target.text_config.head_dim}
-  - id: gate-up
-    from: '{m...}.gate_up.weight'
-    to: ['{m}.gate_proj.weight', '{m}.up_proj.weight']
-    how: {view: ['*', 2], unstack: 1}
-  - {id: down, from: '{m...}.down_proj.weight', to: '{m}.down_proj.weight', how: {axes: [1, 0]}}
-  - id: output
-    from: '{m...}.o_proj.weight'
-    to: '{m}.o_proj.weight'
-    how: {view: [heads, '*', 2], axes: [0, 2, 1]}
-    let: {heads: target.text_config.num_attention_heads}
-"""
 TABLE = """\
   - id: table
     from: [model.embed_first, model.embed_rest]
@@ -49,106 +25,54 @@ TABLE = """\
 """
 
 
-def weights(folder: Path) -> Tensors:
-    tensors: Tensors = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        tensors |= load_file(file)
-    return tensors
-
-
-def fused(tensors: Tensors, heads: int) -> Tensors:
-    """The tensors as a toolkit that fuses matrices would store them."""
-    made: Tensors = {}
-    for name, value in tensors.items():
-        if not name.startswith("model.layers.") or "inv_freq" in name:
-            made[name] = value
-        elif "q_proj" in name:
-            kinds = [tensors[name.replace("q_proj", f"{kind}_proj")] for kind in "qkv"]
-            width = value.shape[1]
-            grouped = [kind.view(heads, -1, width) for kind in kinds]
-            made[name.replace("q_proj", "wqkv")] = torch.cat(grouped, 1).reshape(-1, width)
-        elif "gate_proj" in name:
-            up = tensors[name.replace("gate", "up")]
-            made[name.replace("gate_proj", "gate_up")] = torch.stack([value, up], 1).flatten(0, 1)
-        elif "down_proj" in name:
-            made[name] = value.T.contiguous()
-        elif "o_proj" in name:
-            halves = value.view(heads, 2, -1, value.shape[1]).transpose(1, 2)
-            made[name] = halves.reshape(value.shape).contiguous()
-        elif not any(kind in name for kind in ("k_proj", "v_proj", "up_proj")):
-            made[name] = value
-    return made
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    """LLaVA-1.5 with fused matrices."""
-    folder = tmp_path / "fused"
-    shutil.copytree(PLAIN, folder, ignore=shutil.ignore_patterns("*.safetensors"))
-    heads = json.loads((folder / "config.json").read_text())["num_attention_heads"]
-    save_file(fused(weights(PLAIN), heads), folder / "model.safetensors", {"format": "pt"})
-    return folder
-
-
-@pytest.fixture
-def rules(tmp_path: Path) -> Path:
-    path = tmp_path / "fused.yaml"
-    path.write_text(RULES)
-    return path
-
-
-def sources(model: Path) -> dict[str, str]:
-    return {"model": str(model), "vision_tower": str(CLIP)}
-
-
-def same(one: Tensors, other: Tensors) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
-def test_fused_matrices_become_those_of_the_plain_checkpoint(source: Path, rules: Path) -> None:
+def test_fused_matrices_become_those_of_the_plain_checkpoint(
+    fused_source: Path, fused_rules: Path
+) -> None:
     apply("llava-v1.5", sources(PLAIN), "plain")
-    result = apply(rules, sources(source), "made", verify="full")
+    result = apply(fused_rules, sources(fused_source), "made", verify="full")
     assert same(weights(Path("plain")), weights(Path("made")))
-    assert verify("made", against=sources(source)).problems == ()
+    assert verify("made", against=sources(fused_source)).problems == ()
     assert not [note for note in result.notes if note.code == "LR321"]
 
 
-def test_a_table_that_is_put_together_gets_new_rows(source: Path, rules: Path) -> None:
-    file = source / "model.safetensors"
+def test_a_table_that_is_put_together_gets_new_rows(fused_source: Path, fused_rules: Path) -> None:
+    file = fused_source / "model.safetensors"
     tensors = load_file(file)
     table = tensors.pop("model.embed_tokens.weight")
     halves = {"model.embed_first": table[:100].clone(), "model.embed_rest": table[100:].clone()}
     save_file({**tensors, **halves}, file, {"format": "pt"})
-    rules.write_text(RULES + TABLE)
+    fused_rules.write_text(RULES + TABLE)
     apply("llava-v1.5", sources(PLAIN), "plain")
-    apply(rules, sources(source), "made", verify="full")
+    apply(fused_rules, sources(fused_source), "made", verify="full")
     assert same(weights(Path("plain")), weights(Path("made")))
     revert("made", "back")
     assert same({name: weights(Path("back/model"))[name] for name in halves}, halves)
 
 
-def test_the_plan_is_the_same_in_another_layout_and_dtype(source: Path, rules: Path) -> None:
+def test_the_plan_is_the_same_in_another_layout_and_dtype(
+    fused_source: Path, fused_rules: Path
+) -> None:
     for options in ({"layout": "module-5.6"}, {"dtype": "float32"}, {"max_shard_nbytes": 10_000}):
         apply("llava-v1.5", sources(PLAIN), "plain", **options)
-        apply(rules, sources(source), "made", **options)
+        apply(fused_rules, sources(fused_source), "made", **options)
         assert same(weights(Path("plain")), weights(Path("made"))), options
         shutil.rmtree("plain")
         shutil.rmtree("made")
 
 
-def test_the_way_back_fuses_them_again(source: Path, rules: Path) -> None:
-    apply(rules, sources(source), "made")
+def test_the_way_back_fuses_them_again(fused_source: Path, fused_rules: Path) -> None:
+    apply(fused_rules, sources(fused_source), "made")
     revert("made", "back")
-    original = weights(source)
+    original = weights(fused_source)
     restored = weights(Path("back/model"))
     buffers = {name for name in original if name.endswith("inv_freq")}
     assert buffers
     assert same(restored, {n: value for n, value in original.items() if n not in buffers})
 
 
-def test_a_model_in_memory_has_the_same_tensors(source: Path, rules: Path) -> None:
+def test_a_model_in_memory_has_the_same_tensors(fused_source: Path, fused_rules: Path) -> None:
     apply("llava-v1.5", sources(PLAIN), "plain")
-    loaded = load_model(rules, sources(source)).state_dict()
+    loaded = load_model(fused_rules, sources(fused_source)).state_dict()
     wanted = load_model("llava-v1.5", sources(PLAIN)).state_dict()
     assert same(loaded, wanted)
 
@@ -164,13 +88,13 @@ def test_a_model_in_memory_has_the_same_tensors(source: Path, rules: Path) -> No
     ],
 )
 def test_sizes_that_dont_add_up_are_refused(
-    source: Path, rules: Path, old: str, new: str, why: str
+    fused_source: Path, fused_rules: Path, old: str, new: str, why: str
 ) -> None:
-    rules.write_text(RULES.replace(old, new, 1))
-    found = plan(rules, sources(source), dry_run=True).plan.problems
+    fused_rules.write_text(RULES.replace(old, new, 1))
+    found = plan(fused_rules, sources(fused_source), dry_run=True).plan.problems
     assert any(why in problem.cause for problem in found), found
     with pytest.raises(RemapError):
-        apply(rules, sources(source), "made")
+        apply(fused_rules, sources(fused_source), "made")
     assert not Path("made").exists()
 
 
@@ -182,11 +106,11 @@ def test_sizes_that_dont_add_up_are_refused(
     ],
 )
 def test_a_key_that_the_config_lacks_is_told_at_its_place(
-    source: Path, rules: Path, key: str, why: str
+    fused_source: Path, fused_rules: Path, key: str, why: str
 ) -> None:
-    rules.write_text(RULES.replace("text_config.num_key_value_heads", key))
+    fused_rules.write_text(RULES.replace("text_config.num_key_value_heads", key))
     with pytest.raises(RemapError) as refused:
-        apply(rules, sources(source), "made")
+        apply(fused_rules, sources(fused_source), "made")
     [problem] = refused.value.problems
     assert why in problem.cause
     assert problem.place is not None
@@ -224,24 +148,26 @@ def restored_as(original: Tensors, restored: Tensors) -> None:
 
 
 @pytest.mark.parametrize("layout", ["classic", "module-5.6"])
-def test_the_way_back_by_the_rule_file_alone(source: Path, rules: Path, layout: str) -> None:
-    apply(rules, sources(source), "made", layout=layout)
+def test_the_way_back_by_the_rule_file_alone(
+    fused_source: Path, fused_rules: Path, layout: str
+) -> None:
+    apply(fused_rules, sources(fused_source), "made", layout=layout)
     Path("made/llava_remap.json").unlink()
-    revert("made", "back", rules=rules, verify="full")
-    restored_as(weights(source), weights(Path("back")))
+    revert("made", "back", rules=fused_rules, verify="full")
+    restored_as(weights(fused_source), weights(Path("back")))
 
 
 def test_what_an_operation_turns_is_turned_back_even_if_it_is_square(
-    source: Path, rules: Path
+    fused_source: Path, fused_rules: Path
 ) -> None:
     """A name that stays and a shape that stays: only the order of rows tells the difference."""
-    apply(rules, sources(source), "made")
-    revert("made", "back", rules=rules)
+    apply(fused_rules, sources(fused_source), "made")
+    revert("made", "back", rules=fused_rules)
     name = "model.layers.0.self_attn.o_proj.weight"
     turned = weights(Path("made"))[f"language_model.{name}"]
     assert turned.shape[0] == turned.shape[1]
     back = weights(Path("back"))[name]
-    assert torch.equal(back, weights(source)[name])
+    assert torch.equal(back, weights(fused_source)[name])
     assert not torch.equal(back, turned)
 
 
@@ -265,21 +191,21 @@ how: {split: 0}}
         (DROPPED, "it drops a part (padding)"),
     ],
 )
-def test_what_can_not_be_taken_back_is_refused(rules: Path, operation: str, why: str) -> None:
+def test_what_can_not_be_taken_back_is_refused(fused_rules: Path, operation: str, why: str) -> None:
     apply("llava-v1.5", sources(PLAIN), "made")
-    rules.write_text(RULES.split("tensors:")[0] + "tensors:\n" + operation)
+    fused_rules.write_text(RULES.split("tensors:")[0] + "tensors:\n" + operation)
     with pytest.raises(RemapError) as refused:
-        revert("made", "back", rules=rules)
+        revert("made", "back", rules=fused_rules)
     [problem] = refused.value.problems
     assert problem.code == "LR321"
     assert why in problem.cause
     assert not Path("back").exists()
 
 
-def test_a_list_is_taken_back_as_long_as_its_axis(rules: Path) -> None:
+def test_a_list_is_taken_back_as_long_as_its_axis(fused_rules: Path) -> None:
     apply("llava-v1.5", sources(PLAIN), "made")
-    rules.write_text(RULES.split("tensors:")[0] + "tensors:\n" + LISTED)
-    revert("made", "back", rules=rules)
+    fused_rules.write_text(RULES.split("tensors:")[0] + "tensors:\n" + LISTED)
+    revert("made", "back", rules=fused_rules)
     found, plain = weights(Path("back")), weights(PLAIN)
     for layer in range(2):
         rows = plain[f"model.layers.{layer}.input_layernorm.weight"]
@@ -289,15 +215,15 @@ def test_a_list_is_taken_back_as_long_as_its_axis(rules: Path) -> None:
         assert torch.equal(torch.stack(stacked), rows)
 
 
-def test_a_part_that_the_checkpoint_lacks_is_told(source: Path, rules: Path) -> None:
-    apply(rules, sources(source), "made")
+def test_a_part_that_the_checkpoint_lacks_is_told(fused_source: Path, fused_rules: Path) -> None:
+    apply(fused_rules, sources(fused_source), "made")
     for file in Path("made").glob("*.safetensors"):
         tensors = load_file(file)
         tensors = {name: value for name, value in tensors.items() if "0.self_attn.v" not in name}
         save_file(tensors, file, {"format": "pt"})
     Path("made/model.safetensors.index.json").unlink()
     with pytest.raises(RemapError) as refused:
-        revert("made", "back", rules=rules)
+        revert("made", "back", rules=fused_rules)
     told = {problem.code: problem for problem in refused.value.problems}
     assert "the checkpoint has no `language_model.model.layers.0.self_attn.v_proj.weight`" in (
         told["LR321"].cause

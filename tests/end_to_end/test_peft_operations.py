@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from llava_remap import apply, load_model, plan, revert, verify
 from llava_remap.core.problem import RemapError
 from tests.conftest import CLIP, Tensors
-from tests.end_to_end.test_operations import PLAIN, RULES, fused, weights
 from tests.end_to_end.test_peft import DIGITS, Tree, furthest, trained
+from tests.fused import PLAIN, RULES, fused, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -42,13 +42,6 @@ def divided(tensors: Tensors, heads: int) -> Tensors:
         else:
             made[name] = value
     return made
-
-
-@pytest.fixture
-def rules(tmp_path: Path) -> Path:
-    path = tmp_path / "fused.yaml"
-    path.write_text(RULES)
-    return path
 
 
 class Base:
@@ -78,9 +71,9 @@ class Base:
 
 
 @pytest.mark.parametrize("dtype", DIGITS, ids=str)
-def test_pairs_follow_their_rows(dtype: torch.dtype, rules: Path, tmp_path: Path) -> None:
+def test_pairs_follow_their_rows(dtype: torch.dtype, fused_rules: Path, tmp_path: Path) -> None:
     base = Base(tmp_path / "base", dtype, MODULES)
-    apply(rules, base.sources, "out", verify="full")
+    apply(fused_rules, base.sources, "out", verify="full")
     found = weights(Path("out"))
     assert base.exact.keys() <= found.keys()
     merged = [name for name in base.exact if "_proj." in name]
@@ -99,19 +92,19 @@ def _named(sources: list[str]) -> list[tuple[str, str]]:
 
 
 def test_in_another_dtype_and_other_files_the_sum_is_rounded_once(
-    rules: Path, tmp_path: Path
+    fused_rules: Path, tmp_path: Path
 ) -> None:
     base = Base(tmp_path / "base", torch.float32, MODULES)
-    apply(rules, base.sources, "out", dtype="bfloat16", max_shard_nbytes=20_000)
+    apply(fused_rules, base.sources, "out", dtype="bfloat16", max_shard_nbytes=20_000)
     found = weights(Path("out"))
     merged = [name for name in base.exact if "_proj." in name]
     assert max(furthest(found[name], base.exact[name]) for name in merged) < 0.51
 
 
-def test_a_model_in_memory_has_the_same_sums(rules: Path, tmp_path: Path) -> None:
+def test_a_model_in_memory_has_the_same_sums(fused_rules: Path, tmp_path: Path) -> None:
     base = Base(tmp_path / "base", torch.float16, MODULES)
-    apply(rules, base.sources, "out")
-    loaded = load_model(rules, base.sources)
+    apply(fused_rules, base.sources, "out")
+    loaded = load_model(fused_rules, base.sources)
     from transformers import AutoModelForImageTextToText
 
     wanted = AutoModelForImageTextToText.from_pretrained("out", dtype="auto").state_dict()
@@ -120,9 +113,9 @@ def test_a_model_in_memory_has_the_same_sums(rules: Path, tmp_path: Path) -> Non
     assert all(torch.equal(got[name], wanted[name]) for name in wanted)
 
 
-def test_only_what_was_merged_is_lost_on_the_way_back(rules: Path, tmp_path: Path) -> None:
+def test_only_what_was_merged_is_lost_on_the_way_back(fused_rules: Path, tmp_path: Path) -> None:
     base = Base(tmp_path / "base", torch.float16, ["wqkv"])
-    apply(rules, base.sources, "out")
+    apply(fused_rules, base.sources, "out")
     with pytest.raises(RemapError) as refused:
         revert("out", "back")
     [problem] = refused.value.problems
@@ -166,20 +159,20 @@ def test_a_pair_on_one_part_of_a_fused_parameter_changes_its_rows_alone(tmp_path
 
 
 def test_a_pair_on_a_parameter_that_an_operation_makes_is_refused(
-    rules: Path, tmp_path: Path
+    fused_rules: Path, tmp_path: Path
 ) -> None:
     """Trained on the divided model, given with the fused one."""
     base = Base(tmp_path / "base", torch.float16, MODULES)
     plain = {name: value for name, value in weights(PLAIN).items() if "inv" not in name}
     trained(Tree(plain), Path("other"), r=4, target_modules=["q_proj"])
     sources = [str(base.folder), "adapter=other", f"vision_tower={CLIP}"]
-    found = plan(rules, sources, dry_run=True).plan.problems
+    found = plan(fused_rules, sources, dry_run=True).plan.problems
     assert [problem.code for problem in found] == ["LR313"]
     assert "made by an operation" in str(found[0])
 
 
 def test_a_pair_of_another_shape_than_the_fused_tensor_is_refused(
-    rules: Path, tmp_path: Path
+    fused_rules: Path, tmp_path: Path
 ) -> None:
     base = Base(tmp_path / "base", torch.float16, ["wqkv"])
     file = Path("adapter/adapter_model.safetensors")
@@ -187,6 +180,6 @@ def test_a_pair_of_another_shape_than_the_fused_tensor_is_refused(
     name = next(name for name in pairs if "lora_B" in name)
     pairs[name] = pairs[name][:16].contiguous()
     save_file(pairs, file, {"format": "pt"})
-    found = plan(rules, base.sources, dry_run=True).plan.problems
+    found = plan(fused_rules, base.sources, dry_run=True).plan.problems
     assert [problem.code for problem in found] == ["LR401"]
     assert found[0].names == (name,)

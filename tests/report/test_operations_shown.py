@@ -14,13 +14,10 @@ from safetensors.torch import load_file, save_file
 from llava_remap import plan
 from llava_remap.report.html.rows import rows
 from tests.conftest import CLIP, Run
-from tests.end_to_end.test_operations import RULES, source, sources
-from tests.end_to_end.test_operations import rules as rules
+from tests.fused import RULES, sources
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
-
-__all__ = ["source"]
 
 #: Only the first rows of `gate_up` are taken.
 CUT = RULES.replace("'{m}.up_proj.weight']", "{drop: padding}]").replace(
@@ -33,9 +30,9 @@ def given(source: Path) -> tuple[object, ...]:
     return ("--source", source, "--source", f"vision_tower={CLIP}", "--dry-run")
 
 
-def test_rows_of_a_page(source: Path, rules: Path) -> None:
-    rules.write_text(CUT)
-    found = rows(plan(rules, sources(source), dry_run=True))
+def test_rows_of_a_page(fused_source: Path, fused_rules: Path) -> None:
+    fused_rules.write_text(CUT)
+    found = rows(plan(fused_rules, sources(fused_source), dry_run=True))
     by_target = {row.target: row for row in found if row.target}
     gate = by_target[f"{LAYER}.mlp.gate_proj.weight"]
     assert (gate.status, gate.how) == ("moved", "rows 0..111 of the source tensor")
@@ -51,11 +48,13 @@ def test_rows_of_a_page(source: Path, rules: Path) -> None:
     assert (norm.status, norm.how) == ("mapped", "")
 
 
-def test_a_tensor_that_is_put_together(source: Path, rules: Path, tmp_path: Path) -> None:
+def test_a_tensor_that_is_put_together(
+    fused_source: Path, fused_rules: Path, tmp_path: Path
+) -> None:
     """The other way round: the plain checkpoint's tensors become fused ones."""
     from llava_remap import apply
 
-    apply(rules, sources(source), "made")
+    apply(fused_rules, sources(fused_source), "made")
     back = tmp_path / "back.yaml"
     back.write_text(
         "schema: 1\nname: fuse\nversion: 1.0.0\nsummary: halves of two layers' norms\n"
@@ -70,9 +69,9 @@ def test_a_tensor_that_is_put_together(source: Path, rules: Path, tmp_path: Path
     assert row.how == "the source tensor seen as [2, 32] in the order [1, 0]"
 
 
-def test_a_plan_on_a_terminal(source: Path, rules: Path, run: Run) -> None:
-    rules.write_text(CUT)
-    out = run("apply", rules, *given(source)).out
+def test_a_plan_on_a_terminal(fused_source: Path, fused_rules: Path, run: Run) -> None:
+    fused_rules.write_text(CUT)
+    out = run("apply", fused_rules, *given(fused_source)).out
     assert "Divided, joined or reordered\n" in out
     assert "  tensors/gate-up  2 parameters from 2 tensors\n" in out
     assert (
@@ -86,29 +85,33 @@ def test_a_plan_on_a_terminal(source: Path, rules: Path, run: Run) -> None:
     assert kinds == ["q", "k", "v"]  # in the order of the rows
 
 
-def test_a_complete_plan_counts_parts_apart(source: Path, rules: Path, run: Run) -> None:
+def test_a_complete_plan_counts_parts_apart(
+    fused_source: Path, fused_rules: Path, run: Run
+) -> None:
     """Gate and up with rows of padding behind them, as some trainers write them."""
-    file = source / "model.safetensors"
+    file = fused_source / "model.safetensors"
     tensors = load_file(file)
     for name, value in tensors.items():
         if "gate_up" in name:
             tensors[name] = torch.cat([value, value[:16]])
     save_file(tensors, file, {"format": "pt"})
-    rules.write_text(
+    fused_rules.write_text(
         RULES.replace("'{m}.up_proj.weight']", "'{m}.up_proj.weight', {drop: padding}]").replace(
             "how: {view: ['*', 2], unstack: 1}", "how: {split: 0}"
         )
     )
-    ran = run("apply", rules, *given(source))
+    ran = run("apply", fused_rules, *given(fused_source))
     assert ran.code == 0, ran.out
     assert "80 of 80 parameters, 2 dropped and 2 in part, nothing unmapped" in ran.out
     assert "    rows 224..239 of it: padding (tensors/gate-up)\n" in ran.out
 
 
-def test_two_plans_differ_in_words(source: Path, rules: Path, run: Run) -> None:
+def test_two_plans_differ_in_words(fused_source: Path, fused_rules: Path, run: Run) -> None:
     for name, text in (("a", RULES), ("b", CUT)):
-        rules.write_text(text)
-        Path(f"{name}.json").write_text(run("apply", rules, *given(source), "--format", "json").out)
+        fused_rules.write_text(text)
+        Path(f"{name}.json").write_text(
+            run("apply", fused_rules, *given(fused_source), "--format", "json").out
+        )
     ran = run("diff", "a.json", "b.json")
     assert ran.code == 1
     assert (
@@ -124,9 +127,9 @@ def test_two_plans_differ_in_words(source: Path, rules: Path, run: Run) -> None:
 
 @pytest.mark.parametrize("broken", [3, {"view": [1]}, None])
 def test_a_plan_with_a_box_that_is_none(
-    source: Path, rules: Path, run: Run, broken: object
+    fused_source: Path, fused_rules: Path, run: Run, broken: object
 ) -> None:
-    content = run("apply", rules, *given(source), "--format", "json").json
+    content = run("apply", fused_rules, *given(fused_source), "--format", "json").json
     entry = next(entry for entry in content["mapped"] if "taken" in entry["from"][0])
     entry["from"][0]["taken"] = broken
     Path("a.json").write_text(json.dumps(content))
@@ -135,9 +138,11 @@ def test_a_plan_with_a_box_that_is_none(
     assert "LR113" in ran.err + ran.out
 
 
-def test_a_page_in_a_browser(source: Path, rules: Path, run: Run, browser: Browser) -> None:
-    rules.write_text(CUT)
-    run("apply", rules, *given(source), "--report", "r.html")
+def test_a_page_in_a_browser(
+    fused_source: Path, fused_rules: Path, run: Run, browser: Browser
+) -> None:
+    fused_rules.write_text(CUT)
+    run("apply", fused_rules, *given(fused_source), "--report", "r.html")
     page = browser.new_page()
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))

@@ -150,7 +150,7 @@ def _mapped(job: Job, entry: Mapped, wanted: tuple[int, ...] | None) -> Row:
     taken = Counter[SourceName]()
     for part in entry.parts:
         origin = SourceName(part.source, part.taken.name)
-        taken[origin] += prod(part.taken.sizes) * DTYPE_BITS[entry.stored_dtype] // 8
+        taken[origin] += prod(part.taken.sizes) * DTYPE_BITS[entry.dtype_of(origin)] // 8
     for lora in entry.loras:
         for origin in (lora.a, lora.b):
             taken[origin] += job.checkpoints[origin.source].catalog[origin.name].nbytes
@@ -161,7 +161,7 @@ def _mapped(job: Job, entry: Mapped, wanted: tuple[int, ...] | None) -> Row:
         tuple(taken.items()),
         entry.target,
         entry.rules,
-        _change(entry.stored_dtype, entry.dtype),
+        _change(" + ".join(entry.stored_dtypes), entry.dtype),
         _change(_shape(entry.shape_before), _shape(entry.shape if wanted is None else wanted)),
         entry.nbytes,
         "; ".join(_how(entry)),
@@ -175,7 +175,7 @@ def _how(entry: Mapped) -> Iterator[str]:
     for lora in entry.loras:
         scale = "not known from a manifest" if lora.scale is None else f"{lora.scale:g}"
         yield f"LoRA pair added: rank {lora.rank}, scale {scale}"
-    if entry.stored_dtype != entry.dtype:
+    if entry.casts:
         yield "rounded to nearest" if entry.is_rounded else "cast, exactly"
     if (change := entry.post_load) is not None:
         yield change.use
