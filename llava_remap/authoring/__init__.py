@@ -1,3 +1,1 @@
-"""What helps to write rule files: a draft, lint, tests and snapshots, explanations, small
-twins.
-"""
+"""Tools for authors of rule files: drafts, lint, tests, snapshots, explanations and small twins."""

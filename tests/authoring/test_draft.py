@@ -418,7 +418,7 @@ def test_a_variant_of_unknown_architecture_and_tower(run: Run) -> None:
     ]
     sources = ("--source", DATA / "fork", "--source", f"vision_tower={CLIP}")
     lint = run("rules", "lint", "mine.yaml")
-    assert (lint.code, "`text_config.model_type` says nothing" in lint.out) == (2, True)
+    assert (lint.code, "`text_config.model_type` has no value" in lint.out) == (2, True)
     refused = run("apply", "mine.yaml", *sources, "--dry-run")
     assert refused.code != 0
     assert "text_config.model_type: {const: TYPE}" in refused.out + refused.err

@@ -1,9 +1,10 @@
-"""Finds what is wrong with a rule file by trying it on names made from its templates, on the names
+"""Finds mistakes in a rule file by trying its rules on names made from its templates, on the names
 of its tests and on real names.
 
-Every finding is seen, not inferred: a rule is shadowed if none of the names that were made from it
-reaches it, a regex runs away if it hit the time limit on a name that was tried. Nothing is made
-from the text of a regex, so a regex is tried on the names that there are.
+Every finding was observed on names, not inferred from the rules' text. A rule is shadowed if none
+of the names made from its template reaches it. A regex runs away if it hits the time limit on a
+name that was tried. No names can be made from a regex, so it is tried on the names of tests and on
+real names.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ __all__ = ["Finding", "Linted", "Names", "lint", "lint_files"]
 
 
 def lint(rules: RuleFile, names: Names | None = None) -> Linted:
-    """Look for all mistakes of a valid rule file. Hitting a time limit is a finding as well.
+    """Find all mistakes in a valid rule file. A regex that hits a time limit is a finding, too.
 
     Args:
-        names: real names to try it on.
+        names: real names to try the rules on.
     """
     program = compile_all(rules)
     found: list[Finding] = []
@@ -69,15 +70,14 @@ def lint(rules: RuleFile, names: Names | None = None) -> Linted:
 
 
 def lint_files(rules: Sequence[str | Path] = (), sources: Sequence[str] = ()) -> list[Linted]:
-    """Lint rule files; without any, all that are shipped, parts and layouts too.
+    """Lint rule files. Without `rules`, lint all shipped files, including parts and layouts.
 
     Args:
-        sources: `SRC` or `NAME=SRC` each, as `apply` takes them: real names to try every file on.
-            Only headers are read, and sources that aren't given aren't downloaded.
+        sources: checkpoints, each `SRC` or `NAME=SRC`, as `apply` takes them. Every file is tried
+            on their names. Only headers are read, and default sources aren't downloaded.
 
     Raises:
-        RemapError: for a source that can't be read. All mistakes of a rule file are in its
-            findings.
+        RemapError: if a source can't be read. Mistakes in a rule file become findings.
     """
     return [_linted(file, sources) for file in rules or sorted(shipped_folder().rglob("*.yaml"))]
 
@@ -98,8 +98,8 @@ def _linted(file: str | Path, sources: Sequence[str]) -> Linted:
 
 
 def _plug_ins(rules: RuleFile) -> list[Finding]:
-    """LR212 for each plug-in of `post_load` that isn't installed or doesn't take its options:
-    `apply` refuses the same.
+    """LR212 for each plug-in of `post_load` that isn't installed or doesn't take its options.
+    `apply` refuses such a file, too.
     """
     findings: list[Finding] = []
     for number, post_load in enumerate(rules.text.post_load):
@@ -121,23 +121,23 @@ def _unsaid(rules: RuleFile) -> list[Finding]:
             rules.tree.locate(("target", "config", TEXT_KIND)).mark,
             Problem(
                 "LR201",
-                f"`{TEXT_KIND}` says nothing.",
-                "Write the model_type of the language model in transformers there, or take the "
-                "line out if the source's config tells it.",
+                f"`{TEXT_KIND}` has no value.",
+                "Write the language model's model_type in transformers there, or remove the line "
+                "if the source's config gives the type.",
             ),
         )
     ]
 
 
 def _real_names(rules: RuleFile, given: Sequence[str]) -> Names:
-    """The names of the sources that are given, as the rules see them; for a file with a target
-    class also its parameters.
+    """The names of the given sources, as the rules see them. For a rule file with a target class,
+    also the target's parameters.
     """
     from llava_remap.authoring.name_set import open_names, read_names
     from llava_remap.jobs.apply import HEADERS_ALONE, plan_mapping
     from llava_remap.source.sources import name_sources
 
-    if not rules.text.sources:  # a part, for which the names are as they are
+    if not rules.text.sources:  # a part: it is tried on the names as they are stored
         text = name_sources(["model"], given)["model"]
         checkpoint = open_names("model", text, ("tensors", "config"), first=True)
         stored = tuple(checkpoint.catalog)
@@ -148,7 +148,7 @@ def _real_names(rules: RuleFile, given: Sequence[str]) -> Names:
     if rules.text.target is None or not rules.text.target.is_said:
         return names
     if read.names_alone:
-        return replace(names, unknown="only names are known of the checkpoint")
+        return replace(names, unknown="only the checkpoint's names are known")
     plan = plan_mapping(rules.path, given, HEADERS_ALONE).plan
     why = ", ".join(f"{problem.code} {problem.title}" for problem in plan.problems)
     return replace(

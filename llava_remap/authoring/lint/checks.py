@@ -1,5 +1,5 @@
-"""Checks of all rules together: rules that take each other's names or their own new names, and
-names that don't come back.
+"""Checks of all rules together: rules that take names from each other, rules that take their own
+new names, and new names that don't lead back.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from llava_remap.core.problem import Problem
 from llava_remap.rewrite import CompiledRule, Rewrite
 from llava_remap.rulefile import Drop, Regex, Substitute
 
-_NARROW = "Let it take only names that aren't renamed yet"
-#: By list, or for a way back. A rule of `names` keeps a name from later ones, one of `prepare`
-#: doesn't.
+_NARROW = "Let the rule take only names that aren't renamed yet"
+#: The fix, by the rule's list or for a way back. A rule of `names` keeps a name from later rules; a
+#: rule of `prepare` doesn't.
 _SETTLE = {
     "back": "Anchor the `match` of its `reverse`.",
     "prepare": f"{_NARROW}.",
-    "names": f"{_NARROW}, or put a rule before it that keeps the new one ({{from: X, to: X}}).",
+    "names": f"{_NARROW}, or put a rule before it that keeps the new name ({{from: X, to: X}}).",
 }
 
 
@@ -41,11 +41,12 @@ def not_idempotent(trial: Trial) -> Iterator[Finding]:
             again = ground.program.rewrite(after)
             if rewrite.reason is None and again.reason is None and _renamed(rewrite, again):
                 first, second = _changing(rewrite)[-1], _changing(again)[0]
-                cause = (
-                    f"what `{first}` makes is renamed by `{second}` where the rules are run twice."
-                )
+                cause = f"`{second}` renames the new names of `{first}` if the rules run twice."
                 if first == second:
-                    cause = f"`{first}` takes its own new names: run twice, it renames them again."
+                    cause = (
+                        f"`{first}` takes its own new names: if the rules run twice, it renames "
+                        "them again."
+                    )
                 chains = found.setdefault((first, "there"), (rules[first], cause, []))[2]
                 chains.append((name, f"→ {after} → {_made(again)}"))
         for target in ground.targets:
@@ -64,12 +65,12 @@ def not_idempotent(trial: Trial) -> Iterator[Finding]:
 
 
 def _made(rewrite: Rewrite) -> str:
-    """The new name; where no rule of `names` took it, what `prepare` made of it."""
+    """The new name, or the name after `prepare` if no rule of `names` took it."""
     return rewrite.prepared if rewrite.target is None else rewrite.target
 
 
 def _renamed(once: Rewrite, twice: Rewrite) -> bool:
-    """Whether the second run changes the name again. A new name that no rule takes is right."""
+    """Whether the second run changes the name again. A new name without a rule is no error."""
     if once.target is None:
         return twice.prepared != once.prepared
     return twice.target is not None and twice.target != once.target
@@ -80,9 +81,9 @@ def _changing(rewrite: Rewrite) -> list[str]:
 
 
 def shadowed(trial: Trial) -> Iterator[Finding]:
-    """LR204: rules that none of the names made from them reaches, together where one rule of the
-    file takes the names of several inherited ones. Regexes are left out, since no names can be made
-    from them.
+    """LR204: rules that none of the names made from their templates reaches. Inherited rules whose
+    names one rule of this file takes share a finding. Regexes are left out, since no names can be
+    made from them.
     """
     inherited: dict[str, list[tuple[CompiledRule, CompiledRule, str]]] = {}
     for rule, takers in _shadowed(trial):
@@ -91,10 +92,10 @@ def shadowed(trial: Trial) -> Iterator[Finding]:
         if rule.mark.file != trial.own and mine is not None:
             inherited.setdefault(mine.label, []).append((mine, rule, by))
             continue
-        fix = f"Make {by} narrower, or take `{rule.label}` out."
+        fix = f"Make {by} narrower, or remove `{rule.label}`."
         if all(_list(taker) == _list(rule) for taker in takers):
-            fix = f"Put it before {by}, or take it out."
-        cause = f"`{rule.label}` can take no name: {by} has them before it."
+            fix = f"Put it before {by}, or remove it."
+        cause = f"`{rule.label}` can take no name: {by} takes its names first."
         yield Finding(rule.mark, Problem("LR204", cause, fix, trial.witnesses[rule.label]))
     for taken in inherited.values():
         [(mine, rule, by), *others] = taken
@@ -105,17 +106,17 @@ def shadowed(trial: Trial) -> Iterator[Finding]:
             of = f"{len(taken)} inherited rules ({of})"
         elif _list(mine) == _list(rule) and not isinstance(mine.kind, Drop):
             fix = f"Give `{mine.label}` the id `{rule.id}`: then it replaces the inherited rule."
-        cause = f"{of} can take no name: {by} has them before {'them' if others else 'it'}."
+        cause = f"{of} can take no name: {by} takes {'their' if others else 'its'} names first."
         names = [name for _, one, _ in taken for name in trial.witnesses[one.label]]
         yield Finding(mine.mark, Problem("LR204", cause, fix, tuple(names)))
 
 
 def dropped_renames(trial: Trial) -> Iterator[Finding]:
-    """LR306, from the rules alone: a drop that leaves a rename no name.
+    """LR306, from the rules alone: a drop that takes every name of a rename.
 
-    A drop that takes some of a rename's names is an exception from the rename, which is what drops
-    are for. A drop that takes all of them takes what the rename should give the target. Where the
-    target's parameters are known, `dropped_parameters` is exact.
+    A drop that takes some of a rename's names is an exception from the rename, which is the purpose
+    of drops. A drop that takes all of them takes the tensors that the rename should give the
+    target. If the target's parameters are known, `dropped_parameters` is exact.
     """
     if trial.names.wanted is not None:
         return
@@ -135,13 +136,13 @@ def dropped_renames(trial: Trial) -> Iterator[Finding]:
         lost = tuple(dict.fromkeys(name for names in by_rule.values() for name in names))
         yield Finding(
             trial.file.marks[taker],
-            Problem("LR306", cause, "Make it narrower, or take the rename out.", lost),
+            Problem("LR306", cause, "Make the drop narrower, or remove the rename.", lost),
         )
 
 
 def _shadowed(trial: Trial) -> Iterator[tuple[CompiledRule, list[CompiledRule]]]:
-    """Each template that none of its witnesses and no real name reaches, with the rules that take
-    or change these names first.
+    """Each rule with a template that none of its witnesses and no real name reaches, with the rules
+    that take or change these names first.
     """
     places = {rule.label: at for at, rule in enumerate(trial.rules)}
     really_reached = trial.real.reached if trial.real else set()
@@ -151,7 +152,7 @@ def _shadowed(trial: Trial) -> Iterator[tuple[CompiledRule, list[CompiledRule]]]
         reached = rule.label in really_reached or any(
             rule.label in rewrite.rules for rewrite in rewrites
         )
-        # Where `prepare` doesn't leave its own result alone (LR203), it can't be tried here.
+        # If `prepare` changes its own result again (LR203), the rule can't be tried here.
         if (
             not isinstance(rule.kind.pattern, Regex)
             and not reached
@@ -168,8 +169,8 @@ def _shadowed(trial: Trial) -> Iterator[tuple[CompiledRule, list[CompiledRule]]]
 
 
 def _takers(rule: CompiledRule, rewrite: Rewrite) -> list[str]:
-    """The rules that kept a name from this rule: they took the name, or changed it so that this
-    rule doesn't match it any more.
+    """The rules that kept a name from this rule: they took the name, or changed the name so that
+    this rule no longer matches.
     """
     if _list(rule) == "names" and rule(rewrite.prepared) is not None:
         return [rewrite.rules[-1]]
@@ -200,7 +201,7 @@ def matched_nothing(trial: Trial) -> Iterator[Finding]:
 
 
 def unmapped(trial: Trial) -> Iterator[Finding]:
-    """LR301: real names that no rule of a whole rule file takes; `apply` refuses the same."""
+    """LR301: real names that no rule of a whole rule file takes. `apply` refuses them, too."""
     if trial.real is None or not trial.names.complete:
         return
     names = tuple(
@@ -213,17 +214,17 @@ def unmapped(trial: Trial) -> Iterator[Finding]:
             trial.file.tree.locate(("names",)).mark,
             Problem(
                 "LR301",
-                f"{len(names)} of {len(trial.real.rewrites)} names of the sources that no rule "
-                "maps or drops.",
-                "Add rules that map them. Drop only what the model doesn't compute with.",
+                f"{len(names)} of {len(trial.real.rewrites)} names of the sources are neither "
+                "mapped nor dropped by a rule.",
+                "Add rules that map them. Drop only tensors that the model doesn't compute with.",
                 names,
             ),
         )
 
 
 def dropped_parameters(trial: Trial) -> Iterator[Finding]:
-    """LR306: a real name that is dropped and would give a parameter of the target that nothing
-    else gives.
+    """LR306: a real name that is dropped, although its tensor would give a parameter of the target
+    that no other tensor gives.
     """
     if trial.real is None or trial.names.wanted is None:
         return
@@ -239,7 +240,7 @@ def dropped_parameters(trial: Trial) -> Iterator[Finding]:
             trial.file.marks[label],
             Problem(
                 "LR306",
-                f"the drop `{label}` takes what the target wants.",
+                f"the drop `{label}` takes tensors that the target needs.",
                 "Make its pattern narrower.",
                 tuple(names),
             ),
@@ -247,7 +248,7 @@ def dropped_parameters(trial: Trial) -> Iterator[Finding]:
 
 
 def not_back(trial: Trial) -> Iterator[Finding]:
-    """LR215: a new name that doesn't come back, although the rule that made it has a way back."""
+    """LR215: a new name that doesn't lead back, although its rule has a way back."""
     found: dict[str, tuple[CompiledRule, dict[str, str]]] = {}
     for ground in trial.grounds:
         rules = {rule.label: rule for rule in ground.program.names}
@@ -269,9 +270,10 @@ def not_back(trial: Trial) -> Iterator[Finding]:
             rule.mark,
             Problem(
                 "LR215",
-                f"new names of `{label}` don't come back by its way back, or not only by it.",
+                f"the way back of `{label}` doesn't lead its new names back, or another rule's "
+                "way back takes them, too.",
                 (
-                    "Mend its `reverse`, or say `one_way: true`."
+                    "Correct its `reverse`, or say `one_way: true`."
                     if isinstance(rule.kind, Substitute)
                     else "Say `one_way: true`."
                 ),
@@ -283,8 +285,8 @@ def not_back(trial: Trial) -> Iterator[Finding]:
 
 
 def untested(trial: Trial) -> Iterator[Finding]:
-    """LR213: a rule of the file itself that no test of the file reaches. Inherited rules are the
-    concern of their own files.
+    """LR213: a rule of the file itself that no test of the file reaches. Inherited rules are tested
+    in their own files.
     """
     reached = {label for result in run_tests(trial.file) for label in result.rules}
     for rule in trial.program.everything:
@@ -295,7 +297,7 @@ def untested(trial: Trial) -> Iterator[Finding]:
                     "LR213",
                     f"none of the {len(trial.file.text.tests)} tests of this file has a name that "
                     f"`{rule.label}` takes.",
-                    "Add one to `tests`.",
+                    "Add such a test to `tests`.",
                 ),
             )
 

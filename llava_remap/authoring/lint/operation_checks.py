@@ -1,5 +1,5 @@
-"""Checks of tensor operations: those that take each other's tensors or none, and lists of tensors
-with gaps.
+"""Checks of tensor operations: operations that take tensors from each other, operations that get no
+tensors, and lists of tensors with gaps.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from llava_remap.rulefile import Operation
 
 
 def chained(trial: Trial) -> Iterator[Finding]:
-    """LR203: a new tensor that an operation would take once more. One that keeps its name, with
-    its axes in another order, is right.
+    """LR203: a new tensor that an operation would take again. A tensor that keeps its name while
+    its axes change order is not an error.
     """
     found: dict[tuple[str, str], tuple[CompiledOperation, list[tuple[str, str]]]] = {}
     for compiled in trial.program.tensors:
@@ -29,12 +29,15 @@ def chained(trial: Trial) -> Iterator[Finding]:
                 found.setdefault(key, (compiled, []))[1].append((name, f"→ {made}"))
     for (label, other), (compiled, chains) in found.items():
         cause = f"`{label}` takes its own new names."
-        fix = "Let it take only names of tensors that it didn't make."
+        fix = "Let the operation take only names of tensors that it didn't make."
         if other != label:
-            cause = f"`{other}` would take what `{label}` makes; a tensor goes through one of them."
+            cause = (
+                f"`{other}` would take the new tensors of `{label}`, but only one operation "
+                "applies to a tensor."
+            )
             fix = (
-                "Say in one operation what both do (a part can have a view of its own), or give "
-                "each a `when` for its checkpoints."
+                "Write one operation that does what both do (a part can have its own view), or "
+                "give each operation a `when` for its checkpoints."
             )
         names = tuple(dict.fromkeys(name for name, _ in chains))
         yield Finding(compiled.mark, Problem("LR203", cause, fix, names, tuple(chains)))
@@ -53,8 +56,8 @@ def _made(operation: Operation) -> Iterator[tuple[str, str]]:
 
 
 def shadowed_operations(trial: Trial) -> Iterator[Finding]:
-    """LR204: an operation that never gets one of its tensors, since others, or another entry of its
-    own `from`, take all names that are made from the template.
+    """LR204: an operation that never gets one of its tensors, since other operations, or another
+    entry of its own `from`, take all names made from the template.
     """
     for compiled in trial.program.tensors:
         program = trial.program.assuming(compiled.when)
@@ -64,23 +67,24 @@ def shadowed_operations(trial: Trial) -> Iterator[Finding]:
             for name in names:
                 operated = program.operate(name)
                 if operated is None or (operated.rule, operated.taken.end) == (compiled, number):
-                    break  # where it can't compute a new name, no operation takes the name
+                    break  # an operation takes no name from which it can't compute a new one
                 takers[operated.rule.label] = None
             else:
                 by = " and ".join(f"`{label}`" for label in takers)
-                cause = f"`{compiled.label}` gets no `{end.names}`: {by} has them before it."
-                fix = f"Put it before {by}, make {by} narrower, or take it out."
+                cause = f"`{compiled.label}` gets no `{end.names}`: {by} takes these names first."
+                fix = f"Put it before {by}, make {by} narrower, or remove it."
                 if [*takers] == [compiled.label]:
                     cause = (
-                        f"`{compiled.label}` takes the names of `{end.names}` for another entry."
+                        f"`{compiled.label}` takes the names of `{end.names}` for another entry "
+                        "of `from`."
                     )
                     fix = "Make the entry before it narrower."
                 yield Finding(compiled.mark, Problem("LR204", cause, fix, tuple(names)))
 
 
 def incomplete(trial: Trial) -> Iterator[Finding]:
-    """LR321: real names of which an operation gets only some of those that belong together. Where
-    the sizes are known, `misfits` says it.
+    """LR321: real names of an operation that gets only some of the tensors that belong together. If
+    the sizes are known, `misfits` reports the problem instead.
     """
     if trial.real is None or trial.names.complete:
         return
@@ -98,7 +102,7 @@ def incomplete(trial: Trial) -> Iterator[Finding]:
             Problem(
                 "LR321",
                 f"`{label}` doesn't get all tensors that belong together: beside `{rows[0][0]}`, "
-                f"{rows[0][1]} is lacking.",
+                f"{rows[0][1]} is missing.",
                 "Correct its templates: fields say which tensors belong together, and {x:each} "
                 "numbers a list from 0 without gaps.",
                 tuple(name for name, _ in rows),
@@ -108,13 +112,13 @@ def incomplete(trial: Trial) -> Iterator[Finding]:
 
 
 def misfits(trial: Trial) -> Iterator[Finding]:
-    """LR321 and the like: what `apply` refuses of rules, with the sources that are given."""
+    """LR321 and similar: problems of rules for which `apply` would refuse the given sources."""
     for problem in trial.names.misfits:
         yield Finding.of(problem)
 
 
 def applied_to(ground: Ground) -> tuple[Applied, ...]:
-    """The operations on names, of which no sizes are known."""
+    """The operations that apply to names whose sizes are unknown."""
     return operations_on(
         [
             Routed(

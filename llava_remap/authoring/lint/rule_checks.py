@@ -1,4 +1,4 @@
-"""Checks of single rules: regexes that take more than they seem to, new names that lack fields."""
+"""Checks of single rules: regexes that take more than they seem to, new names without a field."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from llava_remap.core.problem import Problem
 from llava_remap.rewrite import CompiledRule
 from llava_remap.rulefile import Drop, Regex, Rename, RunawayError, Substitute
 
-#: A letter put where a match begins or ends.
+#: A letter inserted where a match begins or ends.
 _LETTER = "x"
 
 
@@ -23,14 +23,14 @@ def lost_fields(trial: Trial) -> Iterator[Finding]:
                 Problem(
                     "LR214",
                     f"`to` of `{rule.label}` leaves out {fields}: two names can become one, and "
-                    "none comes back.",
-                    "Take it up into `to`, or say `one_way: true`.",
+                    "neither leads back.",
+                    "Use the field in `to`, or say `one_way: true`.",
                 ),
             )
 
 
 def loose(trial: Trial) -> Iterator[Finding]:
-    """LR208: a regex, or that of a way back, that takes more than it seems to."""
+    """LR208: the regex of a rule or of its way back takes more than it seems to."""
     for rule in trial.rules:
         names, what = trial.taken[rule.label], f"`{rule.label}`"
         match rule.kind:
@@ -50,7 +50,7 @@ def _loose(
         before, behind = (_longer(rule, regex, names, end) for end in (0, 1))
     except RunawayError as error:
         cause = f"the regex `{regex.text}` of {what} {error.why}."
-        yield Finding(rule.mark, Problem("LR206", cause, "Make it simpler.", (str(error),)))
+        yield Finding(rule.mark, Problem("LR206", cause, "Simplify the regex.", (str(error),)))
         return
     if before is not None or behind is not None:
         where = " and ".join(["begins"] * (before is not None) + ["ends"] * (behind is not None))
@@ -70,15 +70,15 @@ def _loose(
 
 
 def _longer(rule: CompiledRule, regex: Regex, names: Collection[str], end: int) -> str | None:
-    """The first of the names in which the regex also matches with a letter put where the match
-    begins (end 0) or ends (end 1), and that letter stays outside of the match.
+    """The first name that the regex also matches with a letter inserted where the match begins (end
+    0) or ends (end 1), so that the letter stays outside the match.
     """
     for name in names:
         span = regex.span(name, rule.spent)
         if span is None or span[0] == span[1] or name[span[end] - end] == ".":
             continue
         longer = name[: span[end]] + _LETTER + name[span[end] :]
-        moved = 1 - end  # by the letter before the match
+        moved = 1 - end  # the letter before the match moves it
         if regex.span(longer, rule.spent) == (span[0] + moved, span[1] + moved):
             return longer
     return None

@@ -18,12 +18,12 @@ class Names(Known):
     """Real names to try a rule file on.
 
     Attributes:
-        misfits: what `apply` refuses of rules, such as operations whose sizes don't add up for
-            these sources; each with its place.
-        wanted: the parameters of the target; None where the rule file has no target, or they are
-            unknown.
-        unknown: why they are unknown, in words.
-        complete: whether the rules must take every name, as those of a whole rule file must.
+        misfits: problems of rules for which `apply` would refuse these sources, such as operations
+            whose sizes don't add up; each with its place.
+        wanted: the parameters of the target; None if the rule file has no target or the parameters
+            are unknown.
+        unknown: why the parameters are unknown, in words.
+        complete: whether the rules must take every name, as the rules of a whole rule file must.
     """
 
     wanted: frozenset[str] | None = None
@@ -37,8 +37,8 @@ class Finding:
     """A problem of a rule file.
 
     Attributes:
-        mark: the place of the problem; None where there is no file.
-        note: whether the problem has no influence on the exit code.
+        mark: the place of the problem; None if the problem has no place in a file.
+        note: whether the problem doesn't change the exit code.
         lost: new names that don't lead back to the names they were made from.
     """
 
@@ -60,22 +60,22 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Linted:
-    """The findings of a rule file, and what was tried.
+    """The findings of a rule file, and the extent of the trial.
 
     Attributes:
-        file: its name in messages.
-        findings: in order of place, the file's own first.
-        loaded: whether it is a valid rule file; if not, the findings say why, and nothing else is
-            known.
-        rules, tests, witnesses: how many it has, operations among the rules; a witness is a name
-            made from a template, or the name of a test.
-        names: how many real names it was tried on; None without any.
-        targets: how many new names were led back and forth again, and came out the same.
-        one_way: the rules of `names` that have no way back, and the operations that drop a part;
-            and why.
+        file: the rule file's name in messages.
+        findings: in order of place; findings in the file itself come first.
+        loaded: whether the file is a valid rule file. If not, the findings say why, and the other
+            fields are empty.
+        rules, tests, witnesses: their numbers. Operations count as rules. A witness is a name made
+            from a template, or the name of a test.
+        names: how many real names the rules were tried on; None without a source.
+        targets: how many new names led back and forth again to the same name.
+        one_way: the rules of `names` that have no way back and the operations that drop a part,
+            each with the reason.
         untried: rules whose regex takes none of the names, so that nothing is known about them.
-        unknown: why the target's parameters are unknown, where real names were given and the file
-            has a target.
+        unknown: why the target's parameters are unknown, if real names were given and the file has
+            a target.
     """
 
     file: str
@@ -103,14 +103,14 @@ class Linted:
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """A program and what it makes of names.
+    """A program and its outcome for names.
 
     Attributes:
-        program: rules that count together: without a `when`, and with one and the same `when` or
-            with one that holds. It has no operations.
+        program: rules that apply together, without operations: rules without a `when`, and rules
+            with the same `when` or with a `when` that holds.
         whole: the program with its operations.
         rewrites: the outcome of each name, by the rules alone.
-        operated: the operation that takes the tensor, for the names for which there is one.
+        operated: the operation that takes the tensor, for names that an operation takes.
     """
 
     program: Program
@@ -138,7 +138,7 @@ class Ground:
 
     @property
     def targets(self) -> dict[str, str]:
-        """Every new name that a rule of `names` made, with its label."""
+        """Every new name that a rule of `names` made, with the rule's label."""
         return {
             r.target: r.rules[-1]
             for r in self.rewrites.values()
@@ -148,20 +148,20 @@ class Ground:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """Rules and what they do.
+    """Rules and their outcome for names.
 
     Attributes:
         rules: the rules that are tried.
         program: these rules, and the operations.
         runaways: LR206 for each rule that hit the time limit on the name of a test; such a rule
             isn't tried any further.
-        witnesses: of each rule, by label: names made from its template, and names of tests, that
-            the rule takes when it is asked alone.
-        taken: of each rule, by label: its witnesses, and all names that came to it.
-        assumed: of each rule, by label: all witnesses in the program in which its `when` holds, and
-            no other.
-        real: the real names in the program for their checkpoint; None without any.
-        grounds: every one of `assumed` and `real`, once.
+        witnesses: for each rule, by label: names made from its template and names of tests that the
+            rule takes when no other rule is asked.
+        taken: for each rule, by label: its witnesses, and all names that reached it.
+        assumed: for each rule, by label: all witnesses in the program in which only this rule's
+            `when` holds.
+        real: the real names in the program for their checkpoint; None without real names.
+        grounds: the distinct grounds of `assumed`, and `real`.
         names: the real names.
     """
 
@@ -178,10 +178,10 @@ class Trial:
 
     @classmethod
     def of(cls, file: RuleFile, program: Program, names: Names | None) -> Trial:
-        """Try the rules of a program, which are those of the file or some of them.
+        """Try the rules of a program: all rules of the file or some of them.
 
         Raises:
-            RemapError: LR206 if one hit its time limit on a name that others had changed.
+            RemapError: LR206 if a rule hit its time limit on a name that other rules had changed.
         """
         made, runaways = _witnesses(file, program)
         for label in runaways:
@@ -222,13 +222,13 @@ class Trial:
 
     @property
     def own(self) -> str:
-        """The file that is looked at, as marks have it; rules with another one are inherited."""
+        """The linted file, as marks name it. Rules whose mark names another file are inherited."""
         return self.file.tree.mark.file
 
     @property
     def led_back(self) -> set[str]:
-        """New names made by rules with a way back: of the real names, or without them of all
-        witnesses.
+        """New names made by rules with a way back, from the real names or, without real names, from
+        all witnesses.
         """
         targets = set()
         for ground in [self.real] if self.real else self.grounds:
@@ -240,7 +240,9 @@ class Trial:
 def _witnesses(
     file: RuleFile, program: Program
 ) -> tuple[Mapping[str, Collection[str]], Mapping[str, Finding]]:
-    """The witnesses of each rule, by label, and LR206 for each rule that a test made run away."""
+    """The witnesses of each rule, by label, and LR206 for each rule that hit its time limit on the
+    name of a test.
+    """
     made = {rule.label: dict.fromkeys(rule.kind.pattern.examples) for rule in program.rules}
     runaways: dict[str, Finding] = {}
     for name in (name for test in file.text.tests for name in test.old_names):

@@ -110,7 +110,7 @@ def test_it_says_which_rule_takes_what_which_made(linted: Lint) -> None:
     finding = found(linted(text), "LR203")
     assert (
         finding.problem.placed_cause
-        == "what `names/b` makes is renamed by `names/a` where the rules are run twice."
+        == "`names/a` renames the new names of `names/b` if the rules run twice."
     )
     assert finding.problem.table[0] == ("conv2.qza", "→ conv1.qza → conv0.qza")
     assert (finding.mark.line, finding.mark.column) == (4, 5) if finding.mark else False
@@ -152,7 +152,7 @@ def test_shadowed(wide: str, narrow: str, shadowed: bool, linted: Lint) -> None:
     if shadowed:
         assert (
             found(result, "LR204").problem.placed_cause
-            == "`names/b` can take no name: `names/wide` has them before it."
+            == "`names/b` can take no name: `names/wide` takes its names first."
         )
 
 
@@ -171,7 +171,10 @@ def test_shadowed_by_prepare(linted: Lint) -> None:
         "prepare: [{id: unwrap, from: 'module.{r...}', to: '{r}'}]\n"
         "names: [{id: b, from: 'module.{p}', to: 'b.{p}'}]\n"
     )
-    assert "`prepare/unwrap` has them" in found(linted(text), "LR204").problem.placed_cause
+    assert (
+        "`prepare/unwrap` takes its names first"
+        in found(linted(text), "LR204").problem.placed_cause
+    )
     text = (
         "prepare: [{id: a, from: 'model.{r...}', to: 'm.{r}'}, {id: b, from: 'model.norm.{p}', "
         "to: 'm.n.{p}'}]\n"

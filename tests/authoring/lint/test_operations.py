@@ -40,8 +40,8 @@ def test_operations_beside_renames_are_clean(linted: Lint) -> None:
 @pytest.mark.parametrize(
     ("rules", "cause"),
     [
-        ([QKV % "", ROPE % ""], "`tensors/rope` would take what `tensors/qkv` makes"),
-        ([ROPE % "", QKV % ""], "`tensors/rope` would take what `tensors/qkv` makes"),
+        ([QKV % "", ROPE % ""], "`tensors/rope` would take the new tensors of `tensors/qkv`"),
+        ([ROPE % "", QKV % ""], "`tensors/rope` would take the new tensors of `tensors/qkv`"),
         (
             ["{id: turn, from: '{m...}', to: 'x.{m}', how: {axes: [1, 0]}}"],
             "`tensors/turn` takes its own new names.",
@@ -65,11 +65,11 @@ def test_operations_for_other_checkpoints_take_nothing_from_each_other(linted: L
     [
         (
             [QKV % "", "{id: o, from: 'x.{m...}.qkv.w', to: 'x.{m}.y.w', how: {axes: [1, 0]}}"],
-            "`tensors/o` gets no `x.{m...}.qkv.w`: `tensors/qkv` has them before it.",
+            "`tensors/o` gets no `x.{m...}.qkv.w`: `tensors/qkv` takes these names first.",
         ),
         (
             ["{id: j, from: ['{m...}.{x}.w', '{m...}.{x}.w'], to: '{m}.{x}.v', how: {concat: 0}}"],
-            "`tensors/j` takes the names of `{m...}.{x}.w` for another entry.",
+            "`tensors/j` takes the names of `{m...}.{x}.w` for another entry of `from`.",
         ),
     ],
 )
