@@ -1,5 +1,5 @@
-"""A small checkpoint with the names, dtypes and ties of a large one and made-up values, to try
-rules and programs on.
+"""A small checkpoint for trying rules and programs: it has the names, dtypes and ties of a large
+checkpoint, and made-up values.
 """
 
 from llava_remap.authoring.shrink.forms import Form

@@ -1,8 +1,9 @@
-"""The small twin's config and its tower's, and a tokenizer with the tokens that the config names.
+"""The small twin's config, its tower's config, and a tokenizer with the tokens that the config
+names.
 
-Token ids below 100 stay, as Llama's first three. Ids behind a large vocabulary move behind the
-small one, as Qwen's. Between them are the 256 bytes, so that every text can be encoded, and merges
-of a blank with the sign that follows it. Rows behind the last token stay spare.
+Token ids below 100 stay, such as Llama's first three. Ids after a large vocabulary move to the end
+of the small one, such as Qwen's. The ids between them are the 256 bytes, so that every text can be
+encoded, and merges of a blank with a following character. Rows after the last token stay spare.
 """
 
 from __future__ import annotations
@@ -19,21 +20,21 @@ from llava_remap.core.problem import refuse
 from llava_remap.folder.scratch import json_bytes
 from llava_remap.target_model.presets import SPECIAL_TOKENS, TOWER_DEFAULTS
 
-#: Keys of token ids. An id may also be a list of them, or stand for no token: LLaVA's own −200 for
-#: an image.
+#: Keys of token ids. A value may also be a list of ids, or an id without a token, such as LLaVA's
+#: −200 for an image.
 _ID = re.compile(r"_token_(?:id|index)$")
 _OF_PROJECTOR = ("mm_hidden_size", "mm_spatial_pool_out_channels", "projection_dim")
 _ALWAYS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 _GROUPS, _HEAD = "num_key_value_heads", "head_dim"
 _TOWER = (*_ALWAYS, "image_size", "patch_size", "num_channels")
-#: How many rows the embedding may have beside those of the config. That is a fault which a twin
-#: shows, too; with more, the config is that of another checkpoint.
+#: The largest difference between the embedding's rows and the config's vocab_size that a twin
+#: keeps. With a larger difference, the config belongs to another checkpoint.
 _OTHER_ROWS = 64
 _LOW = 100
-#: Spare rows of a small embedding, where the large one has at least as many.
+#: The most spare rows of a small embedding. It has no more of them than the large one.
 _SPARE = 17
 _BLANK = "Ġ"
-#: Words that LLaVA adds at the end of a vocabulary, by the keys of its config that say so.
+#: Words that LLaVA adds at the end of a vocabulary, by the config key that switches them on.
 _ADDED = {
     "mm_use_im_patch_token": ("<im_patch>",),
     "mm_use_im_start_end": ("<im_start>", "<im_end>"),
@@ -41,13 +42,13 @@ _ADDED = {
 
 
 def small_config(config: Mapping[str, Any], twin: Twin, ids: Mapping[int, int]) -> dict[str, Any]:
-    """The twin's config: the large one's, with the same sizes made small.
+    """The twin's config: the large checkpoint's config with small sizes.
 
     Args:
         ids: large token id → small token id.
 
     Raises:
-        RemapError: LR112 where the config is that of another checkpoint.
+        RemapError: LR112 if the config belongs to another checkpoint.
     """
     small: dict[str, Any] = json.loads(json.dumps(config))
     inside = {
@@ -92,7 +93,7 @@ def small_config(config: Mapping[str, Any], twin: Twin, ids: Mapping[int, int]) 
 
 
 def tower_config(config: Mapping[str, Any], twin: Twin) -> dict[str, Any]:
-    """The `vision_config` of the twin's tower: its own sizes, and the large one's computation."""
+    """The `vision_config` of the twin's tower: small sizes, else the large tower's values."""
     own = config.get("vision_config")
     layers = twin.tower.after["num_hidden_layers"] + twin.last_layer_deleted
     return {
@@ -109,12 +110,12 @@ def _small_id(value: Any, ids: Mapping[int, int]) -> Any:
 
 
 def _pinpoints(pinpoints: Any, image_size: int) -> Any:
-    """Sizes of images in pixels, as a list or as text, for another tile: the size that all are
-    multiples of.
+    """Image sizes in pixels, as a list or as text, scaled to another tile. The tile is the largest
+    size of which all are multiples.
     """
     text = json.dumps(pinpoints)
     tile = gcd(*map(int, re.findall(r"\d+", text)))
-    if tile <= 1:  # counted in tiles
+    if tile <= 1:  # sizes in tiles, not in pixels
         return pinpoints
     return json.loads(re.sub(r"\d+", lambda number: str(int(number[0]) // tile * image_size), text))
 
@@ -125,15 +126,15 @@ def small_tokenizer(
     """A tokenizer with the special tokens of a config.
 
     Args:
-        rows: of the large embedding.
-        small_rows: of the small embedding.
+        rows: the number of rows of the large embedding.
+        small_rows: the number of rows of the small embedding.
 
     Returns:
-        `tokenizer.json`, in byte-level BPE, and its config, by file name; and the new id of each
-        special token.
+        The tokenizer's files by name (`tokenizer.json` in byte-level BPE, and its config), and
+        large token id → small token id for the special tokens.
 
     Raises:
-        RemapError: LR112 where there are too few rows for a vocabulary.
+        RemapError: LR112 for too few rows for a vocabulary.
     """
     named = _named_ids(config)
     ends = {i for i, role in named.items() if role in ("bos", "eos")}
@@ -169,7 +170,7 @@ def small_tokenizer(
             str(i): {"content": word, **flags} for i, word in sorted(placed.items())
         },
         "clean_up_tokenization_spaces": False,
-        # 4.46 would make token types as well, which no model here takes
+        # transformers 4.46 would also make token types, which no model here takes
         "model_input_names": ["input_ids", "attention_mask"],
         **dict(sorted(word_of.items())),
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -218,7 +219,7 @@ def _byte_level(words: Mapping[str, int], special: Mapping[int, str], first: str
 
 
 def _ordinary(count: int) -> list[str]:
-    """As many words as are wanted: every byte, as byte-level BPE writes it, then merges."""
+    """So many words: every byte, as byte-level BPE writes it, then merges."""
     from tokenizers import pre_tokenizers
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -227,8 +228,8 @@ def _ordinary(count: int) -> list[str]:
     if not len(letters) <= count <= len(words):
         raise refuse(
             "LR112",
-            f"a vocabulary of {count} words beside the special ones; a small one has "
-            f"{len(letters)} to {len(words)}.",
+            f"the embedding leaves {count} rows for words that aren't special; a small vocabulary "
+            f"has {len(letters)} to {len(words)} such words.",
             "Give a checkpoint with more rows.",
         )
     return words[:count]

@@ -1,6 +1,4 @@
-"""Made-up tensors, as the files of a checkpoint in every form in which LLaVA checkpoints are
-stored.
-"""
+"""Made-up tensors, and their files in every form in which LLaVA checkpoints are stored."""
 
 from __future__ import annotations
 
@@ -27,9 +25,9 @@ if TYPE_CHECKING:
 #: How many files a sharded checkpoint has.
 SHARDS = 3
 STD = 0.05
-#: The default of every class that was trained before the config had the key.
+#: The default of every class, for configs older than the key.
 _ROPE_THETA = 10000.0
-# The beginning of a file from before torch 1.6.
+# The beginning of a file written before torch 1.6.
 _LEGACY = (0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": True,
            "type_sizes": {"short": 2, "int": 4, "long": 4}})  # fmt: skip
 
@@ -57,7 +55,8 @@ def made_up(
 ) -> dict[str, torch.Tensor]:
     """Seeded tensors with these dtypes and shapes.
 
-    A tensor's values depend on the seed, its name and its shape alone, on every machine.
+    A tensor's values depend only on the seed, its name and its shape, and are equal on every
+    machine.
 
     Raises:
         RemapError: LR409 for a dtype that has no arithmetic (eight-bit floats, complex numbers).
@@ -81,9 +80,9 @@ def made_up(
 def _values(tensor: Tensor, seed: int, rope_theta: float) -> bytes:
     """The elements of a tensor, little-endian in row-major order.
 
-    Floats are normal numbers with a standard deviation of 0.05. Those of a vector of weights, which
-    is that of a norm, are around 1. Buffers of frequencies and positions have the numbers that they
-    always have; any other tensor of whole numbers is zero.
+    Floats are normal numbers with a standard deviation of 0.05. Their mean is 1 in one-dimensional
+    weights, which belong to norms, and 0 elsewhere. Buffers of frequencies and positions have their
+    usual values. Any other tensor of integers is zero.
     """
     count = prod(tensor.shape)
     if tensor.dtype in FLOATS:
@@ -109,11 +108,11 @@ def _values(tensor: Tensor, seed: int, rope_theta: float) -> bytes:
 def weight_files(
     form: Form, tensors: Mapping[str, torch.Tensor], aliases: Sequence[Sequence[str]]
 ) -> dict[str, bytes]:
-    """The weight files, and the index of several, by name.
+    """The weight files by name, with an index if there are several.
 
     Args:
-        aliases: groups of names that are one tensor: torch files hold it once under all of them,
-            safetensors under the first.
+        aliases: groups of names of one tensor. Torch files store the tensor once under all its
+            names, safetensors files store it under the first name.
     """
     first = {name: group[0] for group in aliases for name in group[1:]}
     if form.suffix == "safetensors":
@@ -138,7 +137,7 @@ def weight_files(
 def _split(
     tensors: Mapping[str, torch.Tensor], first: Mapping[str, str]
 ) -> list[dict[str, torch.Tensor]]:
-    """Shards in order and of about equal size; names of one tensor lie together."""
+    """Shards of about equal size, in order. All names of a tensor are in the same shard."""
     total = 1 + sum(tensor.nbytes for tensor in tensors.values())
     shards: list[dict[str, torch.Tensor]] = [{} for _ in range(SHARDS)]
     place: dict[str, int] = {}
@@ -166,16 +165,16 @@ def _file(form: Form, tensors: Mapping[str, torch.Tensor], first: Mapping[str, s
 
 
 def _legacy(tensors: Mapping[str, torch.Tensor]) -> bytes:
-    """A file as `torch.save` wrote it before 1.6: pickles, then each storage behind its number of
-    elements.
+    """A file in the format of `torch.save` before 1.6: pickles, then each storage after its number
+    of elements.
 
-    torch can still write this format, but names storages by their place in memory, so that no two
-    files are equal.
+    torch can still write this format, but names storages by their address in memory, so no two of
+    its files are equal.
     """
     import torch
 
-    # Each tensor has a storage of its own, or several names; empty tensors share one storage
-    # without a place.
+    # Every tensor has its own storage, and several names can share one tensor. All empty tensors
+    # share one storage without an address.
     written = {tensor.data_ptr(): tensor for tensor in tensors.values()}
     keys = {place: f"{number:05}" for number, place in enumerate(written)}
     file = io.BytesIO()

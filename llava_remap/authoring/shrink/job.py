@@ -1,4 +1,4 @@
-"""From a large checkpoint, or its manifest, to the folder of a small one."""
+"""The job that writes the folder of a small checkpoint from a large one or its manifest."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from llava_remap.jobs.output import output_folder, output_problems
 from llava_remap.source.sources import open_source
 from llava_remap.target_model import Tower
 
-#: Folder inside the output with the tower's own config, and its tensors where the checkpoint has
-#: none.
+#: The folder inside the output with the tower's own config. It also holds the tower's tensors if
+#: the checkpoint has none.
 TOWER = "vision_tower"
 
 
@@ -28,8 +28,8 @@ class Shrunk:
 
     Attributes:
         output: its folder.
-        tower: the folder of the tower's own checkpoint or config; None where the checkpoint's
-            config describes its tower.
+        tower: the folder of the tower's own checkpoint or config; None if the checkpoint's config
+            describes its tower.
         location: where the large checkpoint is.
         tensors_before: how many tensors the large checkpoint has.
         twin: the tensors and sizes of the small checkpoint.
@@ -54,35 +54,36 @@ def shrink(
     tower_layers: int | None = None,
     offline: bool = False,
 ) -> Shrunk:
-    """Write a small checkpoint with a large one's names, dtypes and ties, fewer layers and small
-    sizes.
+    """Write a small checkpoint with the names, dtypes and ties of a large one, but fewer layers and
+    small sizes.
 
-    Only headers and config of the large checkpoint are read, so a manifest will do. The values are
-    made up: seeded normal numbers.
+    Only headers and config of the large checkpoint are read, so a manifest is enough. The values
+    are seeded normal numbers.
 
     Args:
         source: a folder, a file, a manifest or a hub id.
         output: a new or empty folder.
         form: how the weights are stored. The tensors are the same in every form.
         seed: another seed gives other values.
-        layers: how many layers of the language model stay: the first ones.
-        tower_layers: how many layers of the vision tower stay; by default 3, or as many as the
-            features are taken from.
+        layers: how many of the language model's first layers stay.
+        tower_layers: how many layers of the vision tower stay; by default as many as the features
+            are taken from, and at least 3.
 
     Raises:
-        RemapError: as `open_checkpoint`; LR112 where config and tensors don't say enough, LR211 for
-            impossible numbers of layers, LR409 for tensors in a dtype without arithmetic, LR510
-            where a library doesn't work, LR502, LR503 and LR508 for an output that can't be
-            written.
+        RemapError: as `open_checkpoint`; LR112 if config and tensors don't say enough, LR211 for
+            impossible numbers of layers, LR409 for tensors in a dtype without arithmetic, LR510 if
+            a library doesn't work, LR502, LR503 and LR508 for an output that can't be written.
     """
     if form not in list(Form):
         raise refuse(
             "LR211",
-            f"there is no form `{form}`; there are {', '.join(known.value for known in Form)}.",
+            f"there is no form `{form}`; the forms are {', '.join(known.value for known in Form)}.",
             "Give one of them.",
         )
     if layers < 1:
-        raise refuse("LR211", f"--layers {layers}: a model has at least one.", "Give 1 or more.")
+        raise refuse(
+            "LR211", f"--layers {layers}: a model has at least one layer.", "Give 1 or more."
+        )
     import_asked(("numpy", "tokenizers", "torch"))
     checkpoint = open_source(
         "model", str(source), ("tensors", "config"), first=True, offline=offline
@@ -91,8 +92,9 @@ def shrink(
     if config is None:
         raise refuse(
             "LR112",
-            f"{checkpoint.location} has no config.json, which says how many heads there are.",
-            "Put the config.json of the checkpoint beside it.",
+            f"{checkpoint.location} has no config.json, so the number of attention heads is "
+            "unknown.",
+            "Put the config.json of the checkpoint beside the weights.",
         )
     twin = make_twin(checkpoint, config, layers, tower_layers)
     folder = output_folder(output)

@@ -1,8 +1,8 @@
-"""What becomes of each size, by the part of the model that a tensor is in, so that all tensors
-still fit one another.
+"""The small size for each large size, by the part of the model that a tensor is in, so that all
+tensors still fit one another.
 
-The same number may mean two things in two parts: 4096 is the width of a language model, and what
-the layers of a tower widen to. Within a part equal sizes stay equal and multiples stay multiples.
+The same number can mean two things in two parts: 4096 is the width of a language model and the
+width inside a tower's MLPs. Within a part, equal sizes stay equal and multiples stay multiples.
 """
 
 from __future__ import annotations
@@ -17,23 +17,22 @@ from typing import Any
 from llava_remap.checkpoint import Tensor
 from llava_remap.core.problem import refuse
 
-#: The small sizes; the second line has those of a tower. A size that is no larger stays.
+#: The small sizes. The second line has the sizes of a tower. A size that isn't larger stays.
 HIDDEN, INTERMEDIATE, ROWS = 128, 224, 320
 WIDTH, TOWER_INTERMEDIATE, SIDE = 64, 160, 14
-#: The size of a head, of language model and tower: programs for serving have no kernels for smaller
-#: ones. For the same reason pictures have 14 by 14 patches: a pooler of video needs as many.
+#: The size of a head in language model and tower, since serving programs have no kernels for
+#: smaller heads. Pictures have 14 by 14 patches (`SIDE`), since a pooler of video needs as many.
 HEAD = 32
-#: Any other size up to this one stays: channels, patches, frames, kernels, positions of a short
-#: text.
+#: The largest other size that stays: channels, patches, frames, kernels, positions of a short text.
 _KEPT = 128
-#: How many times one of the small sizes another may be: five layers' features side by side, three
-#: projections in one matrix.
+#: The largest multiple of a small size that a dimension can be: five layers' features side by side,
+#: three projections in one matrix.
 _TIMES = 16
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 _MEND = "Give a checkpoint with the config.json that belongs to it."
 
-#: What dimensions of a language model's tensors mean: sizes of its config, multiplied. Where two
-#: are equal, the later one counts.
+#: The meanings of dimensions in a language model's tensors, as products of config sizes. If two
+#: products are equal, the later one counts.
 _ROLES = (
     ("head_dim",),
     ("head_dim", "num_key_value_heads"),
@@ -48,12 +47,12 @@ Tensors = Mapping[str, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """A language model or a tower.
+    """The sizes of a language model, a tower or a projector.
 
     Attributes:
-        before: its sizes, by the keys of a config; for a tower also `positions`, the rows of its
+        before: its large sizes, by config key; for a tower also `positions`, the rows of its
             position table.
-        after: the same, made small.
+        after: the same sizes, made small.
         sizes: large dimension of its tensors → small dimension.
     """
 
@@ -62,7 +61,7 @@ class Sizes:
     sizes: Mapping[int, int]
 
     def small_shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of a tensor of this part."""
+        """The small shape of a tensor of this part."""
         small = tuple(small_size(size, self.sizes) for size in shape)
         if name.endswith("inv_freq") and shape == (self.before.get("head_dim", 0) // 2,):
             return (self.after["head_dim"] // 2,)
@@ -74,8 +73,8 @@ class Sizes:
 
 
 def small_size(size: int, sizes: Mapping[int, int]) -> int:
-    """What a dimension becomes: as `sizes` says, or in proportion to one of them. A small dimension
-    stays.
+    """The small size of a dimension: from `sizes`, or in proportion to one of them. A dimension
+    that is small already stays.
     """
     if size in sizes or size <= _KEPT:
         return sizes.get(size, size)
@@ -93,17 +92,18 @@ def small_size(size: int, sizes: Mapping[int, int]) -> int:
 
 
 def text_before(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, int]:
-    """The sizes of a language model, from its tensors; heads, which they don't show, from its
-    config.
+    """The sizes of a language model, from its tensors. The number of heads comes from its config,
+    since tensors don't show it.
 
     Raises:
-        RemapError: LR112 where they contradict each other, or there is no embedding.
+        RemapError: LR112 if tensors and config contradict each other, or the embedding is missing.
     """
     embedding = _find(tensors, "embed_tokens.weight", "token_embedding.weight")
     if embedding is None or 0 in embedding:
         raise refuse(
             "LR112",
-            "there is no matrix `embed_tokens.weight`, which shows the sizes of a language model.",
+            "the checkpoint has no matrix `embed_tokens.weight`, which shows the sizes of a "
+            "language model.",
             "Give a whole model.",
         )
     rows, hidden = embedding
@@ -137,17 +137,19 @@ def text_before(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, int]:
     for name, value in before.items():
         if name != "vocab_size" and config.get(name) not in (None, value):
             raise refuse(
-                "LR112", f"the config says {name}: {config[name]!r}, the tensors {value}.", _MEND
+                "LR112",
+                f"the config says {name}: {config[name]!r}; the tensors show {value}.",
+                _MEND,
             )
     return before
 
 
 def small_text(before: Mapping[str, int], hidden: int, layers: int) -> Sizes:
-    """A language model made small. It keeps grouped heads, and heads that are longer or shorter
-    than usual.
+    """The sizes of a language model made small. Grouped heads stay grouped, and heads that are
+    longer or shorter than usual stay so.
 
     Args:
-        before: its sizes.
+        before: its large sizes.
         hidden: its small width.
         layers: how many layers stay.
     """
@@ -176,7 +178,7 @@ def tower_before(tensors: Tensors) -> dict[str, int]:
     """The sizes of a tower, from its tensors.
 
     Raises:
-        RemapError: LR112 without a patch embedding, a position table or layers.
+        RemapError: LR112 if the patch embedding, the position table or the layers are missing.
     """
     patch = _find(tensors, "patch_embedding.weight", dimensions=4)
     positions = _find(tensors, "position_embedding.weight")
@@ -200,8 +202,8 @@ def tower_before(tensors: Tensors) -> dict[str, int]:
 
 
 def small_tower(before: Mapping[str, int], layers: int) -> Sizes:
-    """A tower made small, for images of 14 by 14 patches. The number of heads is free, since
-    tensors don't show it.
+    """The sizes of a tower made small, for images of 14 by 14 patches. The number of heads can be
+    chosen freely, since tensors don't show it.
     """
     side = before["image_size"] // before["patch_size"]
     small_side = min(side, SIDE)
@@ -236,7 +238,7 @@ def layers_of(tensors: Tensors) -> int:
 
 
 def _find(tensors: Tensors, *ends: str, dimensions: int = 2) -> tuple[int, ...] | None:
-    """The shape of the first tensor with one of these name endings and so many dimensions."""
+    """The shape of the first tensor with one of these name endings and this many dimensions."""
     return next(
         (
             t.shape

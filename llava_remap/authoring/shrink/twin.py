@@ -1,4 +1,4 @@
-"""A checkpoint made small, without values: which tensors stay, and their shapes."""
+"""The plan of a small checkpoint: which tensors stay, and their shapes. No values."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from llava_remap.target_model.presets import STOCK, TOWERS, stock_name
 _TOWER = re.compile(r"(?:^|\.)((?:vision|image|video)_tower|vision_model)\.")
 _PROJECTOR = re.compile(r"(?:^|\.)\w*(?:projector|projection|resampler)\.")
 TEXT, PROJECTOR = "language model", "projector"
-#: The segment of a tower that the checkpoint itself doesn't hold.
+#: The name of a tower that the checkpoint itself doesn't hold.
 APART = "vision_tower"
-#: Beginning of every name of a tower in a checkpoint of its own.
+#: The prefix of all names in a tower's own checkpoint.
 PREFIX = "vision_model."
 CLIP, SIGLIP = "clip_vision_model", "siglip_vision_model"
 #: Layers of a small tower, and of a tower whose projector takes the features of several layers side
-#: by side: ViP-LLaVA takes those of −2, −5, −8, −11 and 6, and no config says so.
+#: by side. ViP-LLaVA takes layers −2, −5, −8, −11 and 6, and no config says so.
 _LAYERS, _LAYERS_OF_SEVERAL = 3, 12
 
 
@@ -40,16 +40,16 @@ class Twin:
     """The tensors and sizes of a small twin.
 
     Attributes:
-        tensors: the tensors of the checkpoint, by name, in its order.
-        tower_apart: the tensors of the tower where the checkpoint holds none; otherwise empty.
-        aliases: groups of names that are one tensor.
+        tensors: the tensors of the checkpoint by name, in the checkpoint's order.
+        tower_apart: the tensors of the tower if the checkpoint holds no tower; otherwise empty.
+        aliases: groups of names of one tensor.
         text: the language model.
-        towers: by the segment of names that marks them: `vision_tower`, `image_tower`,
+        towers: sizes by the segment that marks a tower's names: `vision_tower`, `image_tower`,
             `video_tower`, `vision_model`.
         projector: the modules between the towers and the language model.
         tower_kind: the `model_type` of the towers' config.
-        last_layer_deleted: whether the tower's own config says one layer more than there are, as
-            with LLaVA's SigLIP code.
+        last_layer_deleted: whether the tower's own config counts a layer that the checkpoint lacks,
+            as with LLaVA's SigLIP code.
     """
 
     tensors: Mapping[str, Tensor]
@@ -63,7 +63,7 @@ class Twin:
 
     @property
     def tower(self) -> Sizes:
-        """The first tower; several are made small alike."""
+        """The first tower. All towers get the same small sizes."""
         return next(iter(self.towers.values()))
 
 
@@ -73,18 +73,18 @@ def make_twin(
     layers: int,
     tower_layers: int | None,
 ) -> Twin:
-    """Decide what becomes of every tensor.
+    """Decide which tensors stay, and their shapes.
 
     Args:
-        checkpoint: the large one.
+        checkpoint: the large checkpoint.
         config: its config.
         layers: how many layers of the language model stay.
         tower_layers: how many layers of each tower stay; None for as many as the features are taken
-            from, and at least 3.
+            from, but at least 3.
 
     Raises:
-        RemapError: LR112 where tensors and config don't say enough or contradict each other, LR211
-            for too few tower layers.
+        RemapError: LR112 if tensors and config don't say enough or contradict each other, LR211 for
+            too few tower layers.
     """
     inner = config.get("text_config")
     config = {**config, **inner} if isinstance(inner, Mapping) else config
@@ -109,7 +109,8 @@ def make_twin(
     if tower_layers is not None and tower_layers < needed:
         raise refuse(
             "LR211",
-            f"--tower-layers {tower_layers}: features are taken from {needed} layers.",
+            f"--tower-layers {tower_layers}: the model takes features from a tower with at least "
+            f"{needed} layers.",
             f"Give at least {needed}.",
         )
     towers = {
@@ -117,8 +118,8 @@ def make_twin(
         for segment, sizes in before.items()
     }
     tower = next(iter(towers.values()))
-    # A language model as wide as what the projector takes stays so: in the projector's tensors the
-    # two can't be told apart.
+    # A language model that is as wide as the projector's input stays as wide, since the projector's
+    # tensors don't show which of the two a dimension belongs to.
     widths = {
         size: size // width * tower.after["hidden_size"] for size in (width, times * width) if size
     }
@@ -148,8 +149,8 @@ def make_twin(
 
 
 def part_of(name: str) -> str:
-    """The part of a model that a tensor is in: a tower by its segment, the projector, or the
-    language model, which has all the rest.
+    """The part of a model that a tensor is in: the segment of a tower, the projector, or the
+    language model, which has all other tensors.
     """
     if tower := _TOWER.search(name):
         return tower[1]
@@ -157,10 +158,11 @@ def part_of(name: str) -> str:
 
 
 def _layers_needed(config: Mapping[str, Any], times: int) -> int:
-    """How many layers a tower must have for its features: −2 is the last but one, 6 the sixth.
+    """How many layers a tower must have for its features. Layer −2 is the last but one, layer 6 is
+    the sixth.
 
     Args:
-        times: features of how many layers the projector takes side by side.
+        times: the number of layers whose features the projector takes side by side.
     """
     keys = ("mm_vision_select_layer", "vision_feature_layers", "vision_feature_layer")
     taken = next((config[key] for key in keys if key in config), -2)
@@ -173,7 +175,7 @@ def _layers_needed(config: Mapping[str, Any], times: int) -> int:
 
 
 def _last_layer_deleted(tower: Mapping[str, int], kind: str) -> bool:
-    """Whether a tower is a stock SigLIP tower with one layer less."""
+    """Whether a tower is a stock SigLIP tower without its last layer."""
     keys = ("hidden_size", "intermediate_size", "patch_size")
     return any(
         preset["model_type"] == kind == SIGLIP
@@ -184,16 +186,16 @@ def _last_layer_deleted(tower: Mapping[str, int], kind: str) -> bool:
 
 
 def trained_with(config: Mapping[str, Any], taken: int) -> tuple[str, dict[str, int]]:
-    """The `model_type` and the sizes of the stock tower that a config names, or else of one that
-    the projector fits.
+    """The `model_type` and the sizes of the stock tower that a config names, or else of a stock
+    tower that fits the projector.
 
     Args:
-        taken: the width of the projector's input: the width of a tower, or a multiple of it. If the
-            named tower has another width, as with a model that is small already, the tower is made
-            as wide as the input.
+        taken: the width of the projector's input, which is the width of a tower or a multiple of
+            it. If the named tower has another width (the model is small already), the tower gets
+            the width of the input.
 
     Raises:
-        RemapError: LR112 where no stock tower is named and none fits.
+        RemapError: LR112 if no stock tower is named and none fits.
     """
     fitting = [preset for preset in STOCK.values() if taken and taken % preset["hidden_size"] == 0]
     preset = STOCK.get(stock_name(str(config.get("mm_vision_tower") or "")) or "")
@@ -201,8 +203,8 @@ def trained_with(config: Mapping[str, Any], taken: int) -> tuple[str, dict[str, 
     if preset is None:
         raise refuse(
             "LR112",
-            f"there is no vision tower; of {', '.join(TOWERS)} its config names none, and "
-            f"none gives {taken} values.",
+            f"the checkpoint has no vision tower. Its config names none of {', '.join(TOWERS)}, "
+            f"and none of them gives {taken} values.",
             "Give a checkpoint that holds its tower.",
         )
     keys = ("hidden_size", "intermediate_size", "num_hidden_layers", "patch_size", "image_size")
@@ -214,7 +216,9 @@ def trained_with(config: Mapping[str, Any], taken: int) -> tuple[str, dict[str, 
 
 
 def tower_tensors(sizes: Mapping[str, int], kind: str) -> dict[str, Tensor]:
-    """The tensors of a tower in a checkpoint of its own, in float32 as such towers are stored."""
+    """The tensors of a tower's own checkpoint, in float32, the dtype in which such towers are
+    stored.
+    """
     width, widened, patch = sizes["hidden_size"], sizes["intermediate_size"], sizes["patch_size"]
     shapes: dict[str, tuple[int, ...]] = {
         "embeddings.patch_embedding.weight": (width, sizes["num_channels"], patch, patch),

@@ -486,7 +486,7 @@ def test_which_tower_is_not_in_the_checkpoint(manifest: Changed) -> None:
     assert shapes("unnamed/vision_tower")["vision_model.embeddings.class_embedding"] == (64,)
     assert shapes("unnamed")["model.mm_projector.0.weight"] == (128, 128)
     cause = refusal(manifest(LLAMA, named("my_tower", 1000), taking(1000)))
-    assert cause.startswith("LR112 there is no vision tower")
+    assert cause.startswith("LR112 the checkpoint has no vision tower")
 
 
 @pytest.mark.parametrize(("taken", "needed"), [(-2, 3), (-5, 5), ([-2, -7, 4], 7), (6, 6)])
@@ -520,7 +520,7 @@ def test_refusals(tmp_path: Path, manifest: Changed) -> None:
     assert "num_attention_heads: 7; q_proj has 4096 rows" in refusal(
         manifest(LLAMA, lambda c: c.update(num_attention_heads=7))
     )
-    assert "hidden_size: 5120, the tensors 4096" in refusal(
+    assert "hidden_size: 5120; the tensors show 4096" in refusal(
         manifest(LLAMA, lambda config: config.update(hidden_size=5120))
     )
     assert "`embed_tokens.weight`" in refusal(
