@@ -1,5 +1,5 @@
-"""The values of a target's config that a draft's rules wouldn't make, so that the draft must carry
-them.
+"""The values of a target's config that a draft's rules wouldn't derive, so the draft must have them
+as constants.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from llava_remap.target_model import (
 )
 
 Constants = dict[str, tuple[Any, str]]
-#: Keys that are made anew for each checkpoint, from its tensors and tokenizer; and keys that only
-#: matter in training.
+#: Keys that each checkpoint's tensors and tokenizer determine, and keys that only matter in
+#: training.
 _MADE = {
     "vocab_size", "image_token_index", "image_token_id", "video_token_index", "video_token_id",
     "image_seq_length",
@@ -43,11 +43,11 @@ def carried(
     """Compare the target's config with the config that the draft's rules derive.
 
     Args:
-        location: the place of the target's config, for comments.
+        location: where the target's config was read from, for comments.
 
     Returns:
-        The `model_type` of the language model; the constants that the draft needs, each with its
-        reason; and LR112 for differences that no constant can express.
+        The `model_type` of the language model, the constants that the draft needs, each with its
+        reason, and LR112 for differences that no constant can express.
 
     Raises:
         RemapError: as `text_model_of` and `derive_config`.
@@ -64,7 +64,7 @@ def carried(
             raise
         constants[TEXT_KIND] = (
             text_wanted["model_type"],
-            f"{why}; the source's config doesn't tell it",
+            f"{why}; the source's config doesn't give it",
         )
         rules = bare_rules(wanted.class_name, constants)
         text = text_model_of(rules, given.configs)
@@ -97,9 +97,9 @@ def carried(
                 problems.append(
                     Problem(
                         "LR112",
-                        f"{location} says {prefix}{key}: {value!r}, the source's config makes it "
-                        f"{old!r}; no constant takes it back.",
-                        "Mend the source's config.json, if the target's config is right.",
+                        f"{location} says {prefix}{key}: {value!r}, the source's config gives "
+                        f"{old!r}. A constant can't undo that.",
+                        "Correct the source's config.json if the target's config is right.",
                     )
                 )
             else:
@@ -110,13 +110,14 @@ def carried(
 def _derived(
     rules: RuleFile, given: Given, found: Inference, text: TextModel, vision: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The config that the rules of a draft without constants derive from the sources.
+    """The config that the rules of a draft would derive from the sources without constants.
 
-    If the sources don't say everything about the tower, the tower's config only has the values that
-    its tensors show.
+    If the sources don't determine the tower's config, that config has only the values that the
+    tower's tensors show.
 
     Args:
-        vision: the tower's config in the target's; it fills the gaps of the derivation.
+        vision: the tower's config from the target's config. It fills the gaps of the derived
+            config.
     """
     tensors = {
         target: Tensor.of(target, given.tensors[name].dtype, given.tensors[name].shape, None)
@@ -147,7 +148,7 @@ def _derived(
 
 
 def _own_keys(class_name: str) -> set[str]:
-    """The keys of a class's config that not every config of transformers has."""
+    """The keys of a class's config that aren't common to all configs of transformers."""
     import transformers
 
     own, general = (

@@ -1,5 +1,5 @@
-"""The conversion of a model as rules. Tensors whose names differ only in numbers become one rule or
-one operation. Pure.
+"""Turns the conversion of a model into rules. Tensors whose names differ only in numbers become one
+rule or one operation. Pure.
 """
 
 from __future__ import annotations
@@ -14,23 +14,24 @@ from typing import Any
 from llava_remap.rewrite.infer import INDEX, InferredRule, Segments, make_rules
 from llava_remap.target_model import Moved, Step
 
-#: The marks in a pattern for a number, and for the number of a tensor in a list.
+#: The marks in a pattern: for a number, and for the number of a tensor in a list.
 _COUNTED, _EACH = "\0", "\1"
 _EACH_FIELD = "{e:each}"
 _NUMBER = re.compile(r"0|[1-9][0-9]*")
 #: A number at the end of a segment.
 _ENDING = re.compile(r"(?<=_)(?:0|[1-9][0-9]*)(?=\.|$)")
 _FIELDS = ("n", "m", "k", "l")
-#: The fewest numbers that have to agree before a number is computed from another number.
+#: The fewest members from which a computed number is inferred (a number that a template computes
+#: from another number).
 _LEAST_COMPUTED = 3
-#: The fewest numbers at the ends of segments that make a list.
+#: The fewest numbers at the ends of segments that count as numbering.
 _LEAST_LISTED = 3
-#: The sizes that stay free in a view.
+#: A free size in a view.
 _REST = "*"
 
 
 class InexpressibleError(Exception):
-    """A conversion that no rule can express, with the reason."""
+    """A conversion that rules can't express, with the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class Folded:
         sources, targets: templates.
         steps: the steps of the operation; empty for a rename.
         members: the tensors, each with its own numbers.
-        plain: whether names keep their numbers, in their order.
+        plain: whether names keep their numbers in the same order.
     """
 
     sources: tuple[Segments, ...]
@@ -56,7 +57,7 @@ class OperationDraft:
     """A rule of `tensors`, as values of YAML.
 
     Attributes:
-        members: the tensors for which the rule was made, by old and new names.
+        members: the tensors for which the operation was made, with old and new names.
     """
 
     id: str
@@ -79,11 +80,11 @@ def conversion_rules(moved: Sequence[Moved], *, save: bool, exact: bool = False)
     """The rules for all tensors of a model.
 
     Args:
-        save: whether the rules lead from the model to the checkpoint.
-        exact: whether every template gets a rule of its own.
+        save: whether the rules lead from the model's names to the checkpoint's names.
+        exact: whether every template gets its own rule.
 
     Raises:
-        InexpressibleError: an operation that the rule language can't express.
+        InexpressibleError: for an operation that the rule language can't express.
     """
     renames = [one for one in moved if not one.steps]
     operated = [one for one in moved if one.steps]
@@ -203,7 +204,9 @@ def _slot(
         [each, *more] = varying or numbers[-1:] or [-1]
         stem = split[0][each].removesuffix("0")
         if each < 0 or more or any(p[each] != f"{stem}{at}" for at, p in enumerate(split)):
-            raise InexpressibleError(f"`{names[0]}` and those beside it aren't numbered from 0")
+            raise InexpressibleError(
+                f"`{names[0]}` and the other tensors of its list aren't numbered from 0"
+            )
         pattern[each] = stem + _EACH
     found = []
     for at, part in enumerate(pattern):
@@ -226,8 +229,8 @@ def _stem(segments: Sequence[str], at: int, ending: re.Match[str]) -> str:
 
 
 def _counted(names: Iterable[str]) -> set[str]:
-    """Beginnings of segments behind which numbers run from 0: `linear_0`, `linear_1`, `linear_2`.
-    Two such names are no list.
+    """Beginnings of segments that end in numbers from 0 without gaps: `linear_0`, `linear_1`,
+    `linear_2`. Two such names alone don't count.
     """
     found: dict[str, set[int]] = defaultdict(set)
     for name in names:
@@ -246,8 +249,8 @@ _Members = Sequence[tuple[tuple[int, ...], Moved]]
 def _filled(
     patterns: Sequence[str], taken: int, members: _Members
 ) -> Iterator[tuple[tuple[Segments, ...], tuple[Moved, ...], bool]]:
-    """The patterns, filled with fields and numbers. The members are divided into groups if no
-    fields serve all of them.
+    """The patterns with fields and numbers in place of the marks. If no choice of fields fits all
+    members, the members are divided into groups.
     """
     columns = [*zip(*(numbers for numbers, _ in members), strict=True)]
     sizes = [pattern.count(_COUNTED) for pattern in patterns]
@@ -316,12 +319,12 @@ def _spelt(
 
 @dataclass(slots=True)
 class _Form:
-    """How an operation is written, while its steps are read.
+    """The form of an operation, collected from its steps.
 
     Attributes:
-        axis, view, axes: how the whole is seen.
+        axis, view, axes: the view of the whole tensor.
         along, stacked: the axes of the join.
-        parts: number of a part → the view and the axes with which it is seen.
+        parts: number of a part → its view and axes.
     """
 
     axis: int = 0
@@ -334,7 +337,7 @@ class _Form:
 
     def see(self, axis: int, view: tuple[int | str, ...], axes: tuple[int, ...]) -> None:
         if self.view or self.axes:
-            raise InexpressibleError("it takes axes apart or exchanges them twice")
+            raise InexpressibleError("two of its steps divide or reorder axes")
         self.axis, self.view, self.axes = axis, view, axes
 
     @property
@@ -383,7 +386,7 @@ def _operation(folded: Folded, ids: _Ids, *, save: bool) -> OperationDraft:
 def _form(folded: Folded, *, joins: bool) -> _Form:
     """
     Raises:
-        InexpressibleError: the steps aren't one operation of the language.
+        InexpressibleError: if the steps aren't one operation of the rule language.
     """
     form = _Form()
     steps = [*folded.steps]
@@ -425,7 +428,7 @@ def _form(folded: Folded, *, joins: bool) -> _Form:
                     seen = {"view": list(made), "axes": [0, 2, 1]}
                     form.parts |= dict.fromkeys(step.parts, seen)
             case "other":
-                raise InexpressibleError(f"the language has no operation like `{step.name}`")
+                raise InexpressibleError(f"the rule language has no operation like `{step.name}`")
             case _:
                 raise InexpressibleError(
                     f"its steps aren't one operation: {', '.join(one.kind for one in steps)}"

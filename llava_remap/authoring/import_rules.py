@@ -26,7 +26,7 @@ from llava_remap.target_model import Conversion, Moved, read_conversion
 Direction = Literal["load", "save"]
 #: Columns of a line.
 _WIDTH = 130
-#: Conversions without a name that are listed.
+#: The most unused conversions that a rule file lists.
 _MOST_UNUSED = 20
 
 
@@ -53,21 +53,21 @@ def import_rules(
 ) -> Imported:
     """Make a rule file from transformers' conversion of a model type.
 
-    The rules are tried on every name of the model before they are given out.
+    The rules are tried on every name of the model before they are returned.
 
     Args:
         model_type: a `model_type`, or a class.
         config: the config.json of a model; by default the config of the class.
 
     Raises:
-        RemapError: as `read_conversion`; LR113 for the config; LR217 for a conversion that the rule
-            language can't express.
+        RemapError: as `read_conversion`; LR113 for an unreadable config; LR217 for a conversion
+            that the rule language can't express.
     """
     return imported(read_conversion(model_type, _config(config)), model_type, direction)
 
 
 def imported(conversion: Conversion, model_type: str, direction: Direction = "load") -> Imported:
-    """A conversion as a rule file.
+    """Turn a conversion into a rule file.
 
     Raises:
         RemapError: LR217 for a conversion that the rule language can't express.
@@ -82,15 +82,19 @@ def imported(conversion: Conversion, model_type: str, direction: Direction = "lo
             wrong = [*_disagreements(compile_all(file), conversion.moved, save=save)]
             if failed := [test for test in run_tests(file) if test.status == "failed"]:
                 raise InexpressibleError(
-                    f"transformers makes {failed[0].wanted} of `{failed[0].name}`, and the rules "
-                    f"make {failed[0].got}"
+                    f"transformers turns `{failed[0].name}` into {failed[0].wanted}, but the "
+                    f"rules turn it into {failed[0].got}"
                 )
             if not wrong:
                 count = sum(len(names) for one in conversion.moved for names in one.sources)
                 return Imported(text, conversion, len(rules.names), len(rules.tensors), count)
     except InexpressibleError as error:
         raise _inexpressible(model_type, f"{error}.") from None
-    raise _inexpressible(model_type, "no order of rules gives these tensors their names.", wrong)
+    raise _inexpressible(
+        model_type,
+        "the rules don't give these tensors the names that transformers gives them.",
+        wrong,
+    )
 
 
 def _inexpressible(model_type: str, reason: str, names: list[str] | None = None) -> RemapError:
@@ -133,7 +137,7 @@ def _disagreements(program: Program, moved: tuple[Moved, ...], *, save: bool) ->
 
 
 def _makes(operated: Sequence[Operated | None], wanted: Collection[str]) -> bool:
-    """Whether one operation takes all tensors and makes the wanted names."""
+    """Whether one operation takes all tensors of a group and makes the wanted names."""
     rules = {one.rule.label: one for one in operated if one is not None}
     [first, *others] = rules.values()
     operation, fields = first.rule.operation, first.taken.fields
@@ -156,7 +160,7 @@ def _text(conversion: Conversion, model_type: str, rules: Rules, direction: Dire
         f"# for {conversion.class_name}: {way}.",
     ]
     if conversion.unused:
-        lines += ["# These conversions took no name of the model that it was made from:"]
+        lines += ["# These conversions took no name of the model from which this file was made:"]
         lines += [f"#   {one}" for one in conversion.unused[:_MOST_UNUSED]]
         if len(conversion.unused) > _MOST_UNUSED:
             lines.append(f"#   {len(conversion.unused) - _MOST_UNUSED} more")
@@ -188,7 +192,7 @@ def _operation(operation: OperationDraft) -> list[str]:
 
 
 def _operation_test(operation: OperationDraft, *, save: bool) -> list[str]:
-    """A test with small tensors that transformers itself converted."""
+    """A test with small tensors; transformers itself computed the new tensors."""
     moved = operation.members[0]
     example = moved.example
     assert example is not None
@@ -208,7 +212,7 @@ def _operation_test(operation: OperationDraft, *, save: bool) -> list[str]:
             "to": after if len(to) > 1 else after[0],
         },
     }
-    if len(names) < len(old[1]):  # a list of one tensor: its names alone
+    if len(names) < len(old[1]):  # a list of one tensor: the test has names, but no values
         del fields["values"]
         return _entry(fields)
     return _entry(fields | ({"given": {"target": example.sizes}} if example.sizes else {}))
@@ -233,7 +237,7 @@ def _flow(value: Any) -> str:
 
 
 def _tests(program: Program, moved: tuple[Moved, ...], *, save: bool) -> Iterator[str]:
-    """A test for each rule: the first name of the model that it takes."""
+    """A test for each rule, with the first name of the model that the rule takes."""
     reached: set[str] = set()
     for one in moved:
         if one.steps:

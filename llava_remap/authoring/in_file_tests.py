@@ -1,7 +1,7 @@
 """Runs the tests of a rule file, finds the rules that no test reaches, and makes tests for them.
 
-A test of a tensor operation goes the way of a job: the names through the program, the shapes
-through `place_operations`, and the test's few numbers through the boxes that result.
+A test of a tensor operation runs the steps of a job: the program rewrites the names,
+`place_operations` gives boxes for the shapes, and the test's few values are moved by these boxes.
 """
 
 from __future__ import annotations
@@ -29,19 +29,20 @@ from llava_remap.rulefile import (
 #: Every outcome of a test.
 Status = Literal["passed", "failed", "missing", "written"]
 DROPPED, UNMAPPED = "(dropped)", "(unmapped)"
-#: Made-up values of a template's fields by kind, for when no checkpoint gives a name.
+#: Made-up values of a template's fields, by kind of field. They are used if no checkpoint gives a
+#: name.
 _FILLED = ({"": "weight", ":int": "0", "...": "x.weight"}, {"": "x", ":int": "1", "...": "x"})
 
 
 @dataclass(frozen=True, slots=True)
 class TestResult:
-    """Outcome of one in-file test.
+    """The outcome of one in-file test.
 
     Attributes:
-        name: the name, or all names with commas between them.
-        wanted, got: a name, `(dropped)` or `(unmapped)`; for an operation its new names, with
-            shapes or numbers where the test has some, or why there are none.
-        rules: the labels of the rules that took the name there.
+        name: the old name, or all old names with commas between them.
+        wanted, got: the new name, `(dropped)` or `(unmapped)`. For an operation: its new names,
+            with shapes or values if the test has some, or the reason why there are none.
+        rules: the labels of the rules that took the name.
     """
 
     __test__ = False  # pytest: not a test class
@@ -57,8 +58,8 @@ class TestResult:
 
 
 def outcome(rewrite: Rewrite) -> str:
-    """The new name, `(dropped)` or `(unmapped)`; for a tensor that an operation takes, the
-    names that the operation makes.
+    """The new name, `(dropped)` or `(unmapped)`. For a tensor that an operation takes: the names
+    that the operation makes.
     """
     if rewrite.operated is not None:
         return ", ".join(rewrite.operated.makes)
@@ -66,15 +67,13 @@ def outcome(rewrite: Rewrite) -> str:
 
 
 def run_tests(rules: RuleFile) -> list[TestResult]:
-    """Run the tests that stand in a rule file, in order."""
+    """Run the tests of a rule file, in order."""
     program = compile_all(rules)
     return [_run(program, test) for test in rules.text.tests]
 
 
 def untested(rules: RuleFile) -> list[str]:
-    """The labels of the rules that were written in this very file and that none of its tests
-    reaches, in order.
-    """
+    """The labels of this file's own rules that none of its tests reaches, in order."""
     reached = {label for result in run_tests(rules) for label in result.rules}
     return [
         label
@@ -88,8 +87,8 @@ class Known:
     """Names and config of a checkpoint.
 
     Attributes:
-        names: the names of the first source, as they are stored; a `when` may ask for them.
-        taken: the names of all sources, with their prefixes; the program is asked about them.
+        names: the names of the first source, as they are stored. A `when` may ask for them.
+        taken: the names of all sources, with their prefixes. The program rewrites these names.
         config: the config of the first source.
     """
 
@@ -99,11 +98,11 @@ class Known:
 
 
 def new_test(rules: RuleFile, label: str, known: Known) -> NameTest | None:
-    """A test that reaches a rule, with the present outcome; None where no name is known that the
-    rule takes.
+    """A test that reaches a rule, with the rule's present outcome; None if no name is known that
+    the rule takes.
 
-    The names are the first ones of the checkpoint that the rule takes, else made-up ones that match
-    the rule's templates.
+    The test has the first names of the checkpoint that the rule takes, or else made-up names that
+    match the rule's templates.
     """
     whole = compile_all(rules)
     rule = next(rule for rule in whole.everything if rule.label == label)
@@ -128,7 +127,9 @@ def new_test(rules: RuleFile, label: str, known: Known) -> NameTest | None:
 
 
 def _reaching(program: Program, label: str, names: Sequence[str]) -> tuple[str, ...]:
-    """The first name that a rule takes; for an operation, all names that belong to it."""
+    """The first name that a rule takes; for an operation, all names that belong together with that
+    name.
+    """
     found = [_routed(program, name) for name in names if label in program.rewrite(name).rules]
     for applied in operations_on(found):
         if applied.rule.label == label:
@@ -137,7 +138,7 @@ def _reaching(program: Program, label: str, names: Sequence[str]) -> tuple[str, 
 
 
 def _becomes(found: Sequence[Routed]) -> dict[str, Any]:
-    """The outcome of names, as a test has it."""
+    """The outcome of names, in the form of a test."""
     rewrite = found[0].rewrite
     if operations := operations_on(found):
         made = list(_made(operations[0], ()))
@@ -148,7 +149,7 @@ def _becomes(found: Sequence[Routed]) -> dict[str, Any]:
 
 
 def _made_up_tensors(program: Program, rule: CompiledOperation) -> Iterator[tuple[str, ...]]:
-    """Made-up names of all tensors that an operation takes; a list has two."""
+    """Made-up names of all tensors that an operation takes. A list gets two tensors."""
     for values in _FILLED:
         names = []
         for end in rule.operation.sources:
@@ -170,10 +171,11 @@ def _made_up(template: Template) -> list[str]:
 def _given(
     when: Condition, seen: Sequence[tuple[str, str]], config: Mapping[str, Any] | None
 ) -> Given:
-    """Names and config values with which a `when` holds: the checkpoint's, or made-up ones.
+    """Names and config values with which a `when` holds: those of the checkpoint, or made-up ones.
 
     Args:
-        seen: names of the checkpoint, each as it is stored and as the condition sees it.
+        seen: names of the checkpoint, each in its stored form and in the form that the condition
+            sees.
     """
     names = []
     for template in when.present:
@@ -189,7 +191,7 @@ def _given(
 
 
 def _run(program: Program, test: NameTest) -> TestResult:
-    """Run a test, for a checkpoint with the test's names and everything in its `given`."""
+    """Run a test, for a checkpoint with the test's names and everything in the test's `given`."""
     found = _taken(program, test.old_names, test.given, test.old)
     operations = operations_on(found)
     wanted = ", ".join(test.new_names) or (DROPPED if test.dropped else UNMAPPED)
@@ -203,7 +205,7 @@ def _run(program: Program, test: NameTest) -> TestResult:
 def _taken(
     program: Program, names: Sequence[str], given: Given, tensors: Sequence[Numbers] = ()
 ) -> list[Routed]:
-    """The names of a test, taken by the rules for the checkpoint that the test is about."""
+    """The names of a test, rewritten by the rules for the checkpoint that the test describes."""
     program = program.given((*names, *given.names), given.config)
     shapes = [tensor.shape for tensor in tensors] or [()] * len(names)
     return [_routed(program, name, shape) for name, shape in zip(names, shapes, strict=True)]
@@ -216,7 +218,7 @@ def _routed(program: Program, name: str, shape: tuple[int, ...] = ()) -> Routed:
 def _outcomes(
     found: Sequence[Routed], operations: Sequence[Applied], wanted: Sequence[str]
 ) -> Iterator[str]:
-    """The outcome of each name; for an operation, all its new names."""
+    """The outcome of each name; for an operation, all of its new names."""
     yield from (outcome(routed.rewrite) for routed in found if routed.rewrite.operated is None)
     for applied in operations:
         yield from _made(applied, wanted)
@@ -226,7 +228,9 @@ def _outcomes(
 
 
 def _made(applied: Applied, wanted: Sequence[str]) -> Iterator[str]:
-    """The names of new tensors. A list has as many as are wanted, or two if none is wanted."""
+    """The names of new tensors. A list has as many tensors as the test wants, or two if it wants
+    none.
+    """
     names = applied.made_of(wanted)
     for number, end in enumerate(applied.rule.operation.targets):
         own = [name for (at, _), name in names.items() if at == number]
@@ -236,11 +240,11 @@ def _made(applied: Applied, wanted: Sequence[str]) -> Iterator[str]:
 
 
 def _sized(test: NameTest, found: Sequence[Routed], operations: Sequence[Applied]) -> str:
-    """The new tensors of a test in words, or why there are none: sizes that don't add up, rows that
-    go nowhere.
+    """The new tensors of a test in words, or why there are none (sizes don't add up, or rows go
+    nowhere).
     """
     if not operations or any(routed.rewrite.operated is None for routed in found):
-        return "(no operation takes them: `shapes` and `values` are for operations)"
+        return "(no operation takes the tensors: `shapes` and `values` are for operations)"
     keys = {key for applied in operations for key in applied.rule.operation.sizes.values()}
     if lacking := keys - {*test.given.target}:
         return f"(`given.target` doesn't say {', '.join(sorted(lacking))})"
@@ -279,7 +283,7 @@ def _taken_boxes(parts: Mapping[str, Sequence[Part]], name: str) -> Iterator[Box
 def _moved(
     parts: Sequence[Part], elements: Mapping[str, Sequence[float]], shape: tuple[int, ...]
 ) -> tuple[float, ...]:
-    """The elements of a new tensor. Its parts cover all of it."""
+    """The elements of a new tensor. The parts must cover the whole tensor."""
     made = [0.0] * prod(shape)
     for part in parts:
         old = elements[part.taken.name]
@@ -289,7 +293,7 @@ def _moved(
 
 
 def _spelt(names: Sequence[str], tensors: Sequence[Numbers]) -> str:
-    """Names with their numbers, or with their shapes where there are no numbers."""
+    """Names with their values, or with their shapes if there are no values."""
     return ", ".join(
         f"{name} {one.nested() if one.elements else list(one.shape)}"
         for name, one in zip(names, tensors, strict=True)

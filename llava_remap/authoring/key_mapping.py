@@ -1,19 +1,20 @@
-"""The rules as a dict for `from_pretrained(key_mapping=…)` of transformers, and the rules that such
-a dict can't express. Pure.
+"""Turns rules into a dict for `from_pretrained(key_mapping=…)` of transformers, and lists the rules
+that such a dict can't express. Pure.
 
-How transformers 5.23 reads it (`WeightRenaming` in its core_model_loading.py), for each name of a
-checkpoint:
+transformers 5.23 reads the dict as follows (`WeightRenaming` in its core_model_loading.py), for
+each name of a checkpoint:
 
-- every pattern in turn is searched (`re.search`) in the result of the pattern before it: all
+- every pattern in turn is searched (`re.search`) in the result of the previous pattern, so all
 patterns that match fire, not only the first;
 - in a replacement, `\\1` is the pattern's first group; no other group can be used;
-- then the model's own renamings follow, which take classic names to module names: the rules'
-targets are right as they are;
-- a result that isn't a parameter is reported as unexpected, unless the original name is one.
+- the model's own renamings follow and turn classic names into module names, so the rules' new names
+need no change;
+- a result that isn't a parameter is reported as unexpected, unless the original name is a
+parameter.
 
-Only the first match may fire. So a name that a later rule would take again gets an empty first
-segment, which no field of a template matches. The last pattern takes this segment away. Dropped
-names keep theirs.
+In a rule file, only the first match fires. So a new name that a later rule would take again gets an
+empty first segment, which no field of a template matches. The last pattern removes this segment.
+Dropped names keep theirs.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ from llava_remap.rulefile import (
 
 _MARK = "."
 _DROPPED = ".dropped."
-#: The regex of a field by its kind, without groups. The regex of `{x...}` expects names without
-#: empty segments; tensors' names have none.
+#: The regex of a field by its kind, without groups. The regex of `{x...}` assumes names without
+#: empty segments, as tensors' names are.
 _FIELDS = {"": "[^.]+", ":int": "[0-9]+", "...": "[^.].*"}
 _ENDS_IN_SEGMENT = "[^.](?:.*[^.])?"
 
@@ -55,10 +56,10 @@ class KeyMapping:
     """The result of `key_mapping`.
 
     Attributes:
-        patterns: regex → replacement, in the order in which they have to be applied.
-        remarks: what the dict can't express, and what else `from_pretrained` must be given: one or
-            two sentences each.
-        converters: the tensor operations. A dict can't express them; `python` registers them.
+        patterns: regex → replacement, in the order in which they are applied.
+        remarks: what the dict can't express, and what else `from_pretrained` needs; one or two
+            sentences each.
+        converters: the tensor operations. A dict can't express them, so `python` registers them.
         class_name: the target's class; None for a part.
     """
 
@@ -75,10 +76,11 @@ class KeyMapping:
 
 @dataclass(frozen=True, slots=True)
 class _Renaming:
-    """A rule for transformers.
+    """A rule as a renaming of transformers.
 
     Attributes:
-        takes, makes: the beginning of every name that it matches, and of every name that it makes.
+        takes, makes: the beginning of every name that the renaming matches, and of every name that
+            it makes.
     """
 
     pattern: str
@@ -92,24 +94,24 @@ class _InexpressibleError(Exception):
 
 
 def key_mapping(rules: RuleFile, program: Program) -> KeyMapping:
-    """The dict with which `from_pretrained` takes a checkpoint's own names to the target's, as far
-    as it can.
+    """The dict with which `from_pretrained` turns a checkpoint's own names into the target's, as
+    far as a dict can.
 
-    The dict only renames: it proves nothing, reads one checkpoint and makes no new rows, and a name
-    that no rule takes is loaded where the model happens to have it.
+    The dict only renames: nothing is proved, only one checkpoint is read, and no new rows are made.
+    A name that no rule takes is loaded if the model happens to have a parameter of that name.
 
     Args:
         program: the rule file compiled for the checkpoint, without rules whose `when` doesn't hold.
 
     Raises:
-        RemapError: LR211 where the rules depend on the checkpoint's layout and none is known.
+        RemapError: LR211 if the rules depend on the checkpoint's layout and no checkpoint is given.
     """
     if rules.layouts and not program.names:
         raise refuse(
             "LR211",
-            f"the rules of {rules.name} depend on the layout that a checkpoint is in, and none is "
+            f"the rules of {rules.name} depend on the checkpoint's layout, and no checkpoint is "
             "given.",
-            "Give it: --source SRC.",
+            "Give the checkpoint: --source SRC.",
         )
     remarks: list[str] = []
 
@@ -119,8 +121,7 @@ def key_mapping(rules: RuleFile, program: Program) -> KeyMapping:
                 yield _renaming(compiled.kind)
             except _InexpressibleError as error:
                 remarks.append(
-                    f"`{compiled.label}` is left out: {error}. What it takes is left to the rules "
-                    "that follow."
+                    f"`{compiled.label}` is left out: {error}. Later rules can take its names."
                 )
 
     steps = [(renaming.pattern, renaming.replacement) for renaming in renamings(program.prepare)]
@@ -136,8 +137,8 @@ def key_mapping(rules: RuleFile, program: Program) -> KeyMapping:
     if marked:
         steps.append((r"^\.(?!dropped\.)", ""))
         remarks.append(
-            "A model loaded so can't be saved with its original names: save_pretrained puts a dot "
-            "before each."
+            "A model loaded in this way can't be saved with its original names: save_pretrained "
+            "puts a dot before each name."
         )
     patterns: dict[str, str] = {}
     for pattern, replacement in steps:
@@ -150,13 +151,13 @@ def key_mapping(rules: RuleFile, program: Program) -> KeyMapping:
             converters.append(converter(compiled.operation))
         except NoConverterError as error:
             remarks.append(
-                f"`{compiled.label}` is left out: {error}. Its tensors are loaded only where a "
+                f"`{compiled.label}` is left out: {error}. Its tensors are loaded only if a "
                 "parameter has their name."
             )
     if converters:
         remarks.append(
-            "An operation searches its part of a name anywhere, also in modules that the rule "
-            "doesn't take; and save_pretrained divides what was joined into equal parts."
+            "A WeightConverter matches its part of a name anywhere, even in modules that the rule "
+            "doesn't take. And save_pretrained divides joined tensors into equal parts."
         )
     target = rules.text.target
     return KeyMapping(
@@ -176,15 +177,15 @@ def _remarks(rules: RuleFile, program: Program) -> Iterator[str]:
         yield f"Rules whose `when` doesn't hold here are left out: {', '.join(conditional)}."
     if wrappers := [label for label, kind in taken.items() if isinstance(kind, Unwrap)]:
         yield (
-            f"Wrappers come off once, and at the start of a name alone ({', '.join(wrappers)}); "
-            "`apply` takes off all."
+            "Only one wrapper is removed, and only at the start of a name "
+            f"({', '.join(wrappers)}); `apply` removes all wrappers."
         )
     if drops := [label for label, kind in taken.items() if isinstance(kind, Drop)]:
         yield (
-            f"Nothing can be dropped ({', '.join(drops)}): the loader reports such names as "
-            f"unexpected, with `{_DROPPED}` before "
-            "them, except rotary_emb.inv_freq and position_ids, which it passes over; one that is "
-            "a parameter's name, it loads."
+            f"Nothing can be dropped ({', '.join(drops)}). The loader reports such names as "
+            f"unexpected, with `{_DROPPED}` before them, except rotary_emb.inv_freq and "
+            "position_ids, which it ignores. If such a name is a parameter's name, the loader "
+            "loads the tensor."
         )
     for position, (name, source) in enumerate(text.sources.items()):
         if (
@@ -193,21 +194,20 @@ def _remarks(rules: RuleFile, program: Program) -> Iterator[str]:
             continue
         if position:
             yield (
-                f"One checkpoint is read: what only `{name}` has is missing, and the loader "
-                "makes it up, with a warning."
+                f"Only one checkpoint is read. Parameters that only `{name}` has are missing: the "
+                "loader initialises them anew, with a warning."
             )
         elif source.prefix or source.select:
             yield f"`select` and `prefix` of `{name}` are not applied."
     for post_load in text.post_load:
         yield (
-            f"`{post_load.use}` changes and makes nothing: sizes in the config have to be the "
-            "checkpoint's own; what has no "
-            "tensor, the loader makes up, with a warning."
+            f"`{post_load.use}` doesn't run, so sizes in the config have to be the checkpoint's "
+            "own. The loader initialises parameters without a tensor anew, with a warning."
         )
     if text.target is None or text.target.as_ is None:
         yield (
-            "The checkpoint's config.json is the original model's: give the target's as "
-            "`config=`, as `apply` writes it."
+            "The checkpoint's config.json is for the original model. Give the target's config, as "
+            "`apply` writes it, as `config=`."
         )
 
 
@@ -215,7 +215,7 @@ def _renaming(kind: RuleKind) -> _Renaming:
     match kind:
         case Rename():
             made = _of_template(kind.pattern, kind.target)
-        case Unwrap():  # at the start alone: there save_pretrained can put it back
+        case Unwrap():  # only at the start, where save_pretrained can put the wrapper back
             made = _of_template(kind.pattern.at_start, Template("{rest}"))
         case Substitute():
             made = _of_regex(kind.pattern)
@@ -240,7 +240,7 @@ def _renaming(kind: RuleKind) -> _Renaming:
 
 def _of_template(from_: Template, to: Template) -> _Renaming:
     source, target = _tokens(from_), _tokens(to)
-    # The pattern only looks ahead at the end that both have in common and that starts with a field.
+    # The common end of both templates, from a field on, is only a lookahead of the pattern.
     pairs = zip(source[::-1], target[::-1], strict=False)
     tail = len([*takewhile(lambda pair: pair[0][0] == pair[1][0], pairs)])
     while tail and not _is_field(source[-tail]):
@@ -249,7 +249,7 @@ def _of_template(from_: Template, to: Template) -> _Renaming:
     head, made = source[: len(source) - tail], target[: len(target) - tail]
     fields = [position for position, token in enumerate(made) if _is_field(token)]
     pattern, replacement = _regex(head, end), _text(made)
-    if fields:  # the fields are one group if both have them with the same text between them
+    if fields:  # one group has all fields if both templates have them with the same text between
         first, last = fields[0], fields[-1] + 1
         run = [token[0] for token in made[first:last]]
         starts = (
@@ -258,8 +258,8 @@ def _of_template(from_: Template, to: Template) -> _Renaming:
         at = next(starts, None)
         if at is None:
             raise _InexpressibleError(
-                "its fields come in another order, or with other text between them, and there is "
-                "one group"
+                "its fields come in another order, or with other text between them, and "
+                "transformers has only one group"
             )
         group, after = head[at : at + len(run)], head[at + len(run) :]
         pattern = f"{_regex(head[:at], group)}({_regex(group, after + end)}){_regex(after, end)}"
@@ -270,7 +270,8 @@ def _of_template(from_: Template, to: Template) -> _Renaming:
 def _check_groups(match: str) -> None:
     if re.search(r"\\[0-9]|\(\?P=|\(\?\(", match):
         raise _InexpressibleError(
-            "it refers to a group of its own, and transformers puts one around it"
+            "its regex refers to its own group, and transformers puts another group around the "
+            "regex"
         )
 
 
@@ -281,16 +282,16 @@ def _of_regex(regex: Regex) -> _Renaming:
     if not match.startswith("^") or "|" in rest:
         if "\\" in replace:
             raise _InexpressibleError(
-                "it isn't bound to the start of the name and uses a group; there is one, for what "
-                "stands before"
+                "its regex isn't anchored at the start of the name and uses a group, but the only "
+                "group is needed for the text before the match"
             )
         return _Renaming(rf"^(?!\.)(.*?)(?:{match})", rf"\1{replace}", "", "")
     if "\\" in replace and re.search(r"\)[*?{]", rest):
-        raise _InexpressibleError("its group may be without a value")
+        raise _InexpressibleError("its group is optional, so it may have no value")
     pattern = match if regex.prefix else rf"^(?!\.){match[1:]}"
     open_end = (
         "(?:)" if re.search(r"[a-zA-Z0-9]$", match) else ""
-    )  # without this, transformers adds a word end
+    )  # otherwise transformers adds a word boundary
     return _Renaming(pattern + open_end, replace, regex.prefix, replace.partition("\\")[0])
 
 
@@ -310,7 +311,7 @@ def _is_field(token: _Token) -> bool:
 
 
 def _regex(tokens: Sequence[_Token], follow: Sequence[_Token] = ()) -> str:
-    """The regex of `tokens`; the tokens of `follow` come after them."""
+    """The regex of `tokens`, which are followed by the tokens of `follow`."""
     following = [*tokens, *follow, (".", "")][1:]
     return "".join(
         _ENDS_IN_SEGMENT if piece == _FIELDS["..."] and after != "." else piece

@@ -1,9 +1,9 @@
-"""Tensor operations as the `WeightConverter`s of transformers 5. Pure.
+"""Turns tensor operations into the `WeightConverter`s of transformers 5. Pure.
 
-How its loader uses them (`core_model_loading.py`): after all renamings, the first converter whose
-pattern is found anywhere in a name takes the tensor. The pattern's text is replaced by the first
-new name, and the text before and behind it stays; `*` stands for the number of a tensor in a list.
-So a converter has only the part in which the names differ, without the modules around that part.
+The loader (`core_model_loading.py`) uses converters after all renamings: the first converter whose
+pattern is found anywhere in a name takes the tensor. The first new name replaces the text that
+matched; the text before and after it stays. `*` stands for the number of a tensor in a list. So a
+converter has only the part in which the names differ, without the modules around that part.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _HEADS = re.compile(r"(?:(.+)\.)?num_attention_heads")
 
 
 class NoConverterError(Exception):
-    """An operation that no `WeightConverter` does, with the reason."""
+    """An operation that no `WeightConverter` can do, with the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +28,8 @@ class Converter:
     """A `WeightConverter`.
 
     Attributes:
-        sources, targets: its patterns.
-        operations: calls of classes of transformers, as Python text.
+        sources, targets: the patterns of old and new names.
+        operations: calls of transformers' operation classes, as Python text.
     """
 
     sources: tuple[str, ...]
@@ -38,7 +38,7 @@ class Converter:
 
     @property
     def python(self) -> str:
-        """The call that makes it."""
+        """The Python call that makes the converter."""
         sources, targets = ([*map(_literal, side)] for side in (self.sources, self.targets))
         return (
             f"WeightConverter([{', '.join(sources)}], [{', '.join(targets)}], "
@@ -47,10 +47,10 @@ class Converter:
 
 
 def converter(operation: Operation) -> Converter:
-    """The converter that does the same.
+    """The converter that does the same as an operation.
 
     Raises:
-        NoConverterError: no converter does.
+        NoConverterError: if no converter does the same.
     """
     calls = tuple(_calls(operation))
     names = [_parts(end) for end in (*operation.sources, *operation.targets)]
@@ -63,7 +63,7 @@ def converter(operation: Operation) -> Converter:
     if not before:
         raise NoConverterError(
             "its names have no field before the part in which they differ, and the model's own "
-            "renamings come first"
+            "renamings run first"
         )
     after = next((at for at, token in enumerate(tail) if _is_field(token)), len(tail))
     own = [[*head[before:], *rest[: len(rest) - len(tail)], *tail[:after]] for rest in rests]
@@ -72,7 +72,7 @@ def converter(operation: Operation) -> Converter:
     texts = ["".join(name) for name in own]
     count = len(operation.sources)
     return Converter(
-        # Behind `*`, transformers wants a dot without a backslash.
+        # After `*`, transformers expects a dot without a backslash.
         tuple(text if _REST in text else text.replace(".", r"\.") for text in texts[:count]),
         tuple(texts[count:]),
         calls,
@@ -134,7 +134,7 @@ def _rope_of(operation: Operation) -> str:
     turned = [end for end in operation.parts if end.seen != AS_STORED]
     calls = {_permuted(operation, end.seen, back=True) for end in turned}
     if len(calls) != 1 or not next(iter(calls)).startswith("PermuteForRope"):
-        raise NoConverterError("its parts are seen in a way that transformers doesn't know")
+        raise NoConverterError("transformers has no operation for the views of its parts")
     segments = [str(end.names).split(".") for end in operation.parts]
     at = next(at for at in range(len(segments[0])) if len({part[at] for part in segments}) > 1)
     names = ", ".join(f'"{str(end.names).split(".")[at]}"' for end in turned)
@@ -145,7 +145,7 @@ def _permuted(operation: Operation, seen: Seen, *, back: bool = False) -> str:
     """The call for a tensor with its axes in another order.
 
     Args:
-        back: whether the new tensor is seen so, and not the old one.
+        back: whether the view is that of the new tensor instead of the old one.
     """
     view, axes = seen.view, seen.axes
     swapped = [at for at, axis in enumerate(axes) if at != axis]
@@ -161,7 +161,7 @@ def _permuted(operation: Operation, seen: Seen, *, back: bool = False) -> str:
             inverse = "" if pairs_first else ", inverse=True"
             key_text = f'"{key[1]}"' if key[1] else "None"
             return f"PermuteForRope(subconfig_key={key_text}{inverse})"
-    raise NoConverterError("transformers has no operation that orders its axes so")
+    raise NoConverterError("transformers has no operation for this order of axes")
 
 
 def python_text(

@@ -72,7 +72,7 @@ def test_it_reads_as_the_rules_do() -> None:
     assert r"^module\.(?=[^.].*$)" in list(mapping.patterns)[:5]
     conditional, wrappers, drops, tower, rows, config = mapping.remarks
     assert "names/unused-newline" in conditional
-    assert "at the start of a name alone (prepare/compiled, " in wrappers
+    assert "only at the start of a name (prepare/compiled, " in wrappers
     assert "prepare/inv-freq, prepare/position-ids" in drops
     assert "`vision_tower`" in tower
     assert "`expand_embeddings`" in rows
@@ -136,9 +136,9 @@ def test_rules_that_meet_what_others_make(kind: str, tmp_path: Path) -> None:
         ("{id: x, from: 'a.{x}.b.{y}.c', to: 'b.{x}.c.{y}.d'}", "with other text between them"),
         ("{id: x, from: 'a.{x}.{y}', to: '{y}.{x}'}", "another order"),
         (r"{id: x, match: '^(a)\.(b)', replace: '\1.\2'}", "as a pattern"),
-        (r"{id: x, match: '(a)\.b', replace: '\1'}", "isn't bound to the start"),
-        (r"{id: x, match: '^(a)?\.b', replace: '\1'}", "without a value"),
-        (r"{id: x, match: '^(a)\1', replace: 'b'}", "a group of its own"),
+        (r"{id: x, match: '(a)\.b', replace: '\1'}", "isn't anchored at the start"),
+        (r"{id: x, match: '^(a)?\.b', replace: '\1'}", "may have no value"),
+        (r"{id: x, match: '^(a)\1', replace: 'b'}", "its own group"),
         (r"{id: x, match: '^.*.b', replace: 'b'}", "own wildcard"),
         (r"{id: x, match: '^\p{L}', replace: 'b'}", "doesn't know its regex"),
         (r"{id: x, from: 'a(b', to: 'b(b)'}", "as a pattern"),

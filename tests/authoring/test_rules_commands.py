@@ -655,7 +655,7 @@ def test_as_key_mapping(run: Run) -> None:
     assert ran.code == 0
     assert ran.json[r"^model\.mm_projector\.0\.(?=[^.]+$)"] == "multi_modal_projector.linear_1."
     assert "Nothing can be dropped" in ran.err
-    assert "what only `vision_tower` has is missing" in ran.err
+    assert "Parameters that only `vision_tower` has are missing" in ran.err
 
 
 def test_as_key_mapping_of_rules_with_when(run: Run) -> None:

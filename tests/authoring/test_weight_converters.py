@@ -157,7 +157,7 @@ def test_what_transformers_has(text: str, wanted: Converter) -> None:
             "let: {g: target.text_config.num_key_value_heads}",
             "has no operations",
         ),
-        ("from: '{m...}.a', to: '{m}.b', how: {axes: [1, 2, 0]}", "orders its axes so"),
+        ("from: '{m...}.a', to: '{m}.b', how: {axes: [1, 2, 0]}", "for this order of axes"),
         ("from: 'x.{n:int}.a.{p}.c', to: 'x.{n}.b.{p}.d', how: {axes: [1, 0]}", "fields between"),
     ],
 )
