@@ -177,8 +177,14 @@ def _of_class(class_name: str, given: Given) -> Wanted:
     )
     # If the kind is unknown, a kind with the same names stands in; biases of attention show which.
     rules, text, unsaid = language_model(class_name, given.configs, "qwen2" if biased else "llama")
+    if not text.embedding:
+        raise refuse(
+            "LR601",
+            f"--to {class_name}: no language model can be built into it: {text.differs}.",
+            f"Give another TARGET. {_FORMS}",
+        )
     table = ".".join(text.embedding.split(".")[-2:])
-    embeddings = [name for name in given.shapes if table and name.endswith(table)]
+    embeddings = [name for name in given.shapes if name.endswith(table)]
     if not towers or not embeddings:
         what = "vision tower" if not towers else "table of embeddings"
         fix = "If it lies elsewhere, give that too: --from vision_tower=DIR. " if not towers else ""

@@ -243,7 +243,9 @@ def plan_checkpoints(
     small_files: Mapping[str, bytes] = {}
     if derived is not None and not derived.problems:
         small_files = _small_files(file, routed, derived, problems, notes)
-    layout = Layout(options.layout, derived.target.names if derived else {})
+    layout = Layout(options.layout)
+    if derived is not None:
+        layout = Layout(derived.target.layout, derived.target.names)
     plan = build_plan(
         file,
         routed.program,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -33,7 +33,6 @@ from llava_remap.routing.trained_with import rows_problems
 from llava_remap.rulefile import RuleFile
 from llava_remap.target_model import (
     CLASSIC,
-    HEAD,
     PlacedToken,
     Target,
     TargetConfig,
@@ -127,7 +126,7 @@ def derive(
         text,
         words=frozenset([*vocabulary.ids, *(t.text for t in tokens)]) if vocabulary else None,
         tower_apart=_is_tower_apart(rules, routes),
-        head_is_embedding=_head_is_embedding(checkpoints, routes, text.embedding),
+        head_is_embedding=_head_is_embedding(checkpoints, routes, text),
     )
     text = config.text or text
     _refuse_other_classes(rules, text, said)
@@ -196,9 +195,10 @@ def _derive_as_source(
         config = config.with_dtype(dtype)
     class_name = config.config["architectures"][0]
     target = wanted_parameters(class_name, config.config, layout)
+    _check_prefixes(rules, target)
     target = replace(target, sizes=_sizes(rules, class_name, config.config, routes))
     embedding = target.embedding
-    config = config.with_values(tie_word_embeddings=HEAD in target.tied)
+    config = config.with_values(tie_word_embeddings=target.head in target.tied)
     vocabulary = None if checkpoint.folder is None else read_vocabulary(checkpoint.folder)
     rows = embedding_rows(routes.produced, embedding)
     said = config.config["text_config"]
@@ -253,9 +253,27 @@ def _target(rules: RuleFile, config: TargetConfig, layout: str, routes: Routes) 
     try:
         with rules.placed("target", "class"):
             target = wanted_parameters(class_name, config.config, layout)
+        _check_prefixes(rules, target, rules.target.towers)
     except RemapError as error:
         raise RemapError(bad_constants(rules, config.config) or error.problems) from error
     return replace(target, sizes=_sizes(rules, class_name, config.config, routes))
+
+
+def _check_prefixes(rules: RuleFile, target: Target, towers: Collection[str] = ()) -> None:
+    """LR201 for a part's prefix in the rule file with which no parameter's name begins."""
+    said = rules.target
+    wanted = {
+        **{f"towers: {prefix}": prefix for prefix in towers},
+        f"projector: {said.projector}": said.projector,
+        f"language_model: {said.language_model}": said.language_model,
+    }
+    for key, prefix in wanted.items():
+        if not any(name.startswith(prefix) for name in target.shapes):
+            raise refuse(
+                "LR201",
+                f"`target.{key}`: no parameter of {target.class_name} has a name that begins so.",
+                "Write the start of the names that this part has in the target.",
+            )
 
 
 def _sizes(
@@ -297,7 +315,7 @@ def _before(
     }
     ids = {**vocabulary.ids, **{token.text: token.id for token in tokens}} if vocabulary else None
     needed = max((token.id + 1 for token in tokens), default=0)
-    return Before(tensors, needed, missing, ids, target.embedding, config=dict(config.config))
+    return Before(tensors, needed, missing, ids, target.embedding, target.head, dict(config.config))
 
 
 class _PostLoad(NamedTuple):
@@ -377,12 +395,14 @@ def _rows_of_base(rules: RuleFile, routes: Routes, embedding: str) -> int | None
     )
 
 
-def _head_is_embedding(checkpoints: Mapping[str, Checkpoint], routes: Routes, table: str) -> bool:
+def _head_is_embedding(
+    checkpoints: Mapping[str, Checkpoint], routes: Routes, text: TextModel
+) -> bool:
     """Whether a source stores `lm_head` and `embed_tokens` as one tensor.
 
     Both were then trained as one tensor, whatever the config says.
     """
-    head, embedding = routes.origin(HEAD), routes.origin(table)
+    head, embedding = routes.origin(text.head), routes.origin(text.embedding)
     return (
         head is not None and embedding is not None and is_one_tensor(checkpoints, head, embedding)
     )

@@ -18,7 +18,6 @@ from llava_remap.jobs.source_configs import source_configs
 from llava_remap.rewrite import Program, compile_rules, contradictions
 from llava_remap.routing import main_names, route
 from llava_remap.routing.fits import Fit, shipped
-from llava_remap.routing.trained_with import PROJECTOR
 from llava_remap.rulefile import Condition, RuleFile
 from llava_remap.target_model import shapes_config, text_config
 
@@ -56,7 +55,7 @@ def planned(fit: Fit, given: Mapping[str, Checkpoint]) -> Fit:
     if source in fit.also:
         own = replace(own, catalog=_tower(rules, {**given, source: own}, source))
     given = _ordered(rules, {**given, source: own})
-    of_tower = (*rules.target.towers, *({PROJECTOR} if source in fit.also else ()))
+    of_tower = (*rules.target.towers, *({rules.target.projector} if source in fit.also else ()))
     still = tuple(
         problem
         for problem in refusals(rules, given, parts)
@@ -108,8 +107,15 @@ def _seen(rules: RuleFile, given: Mapping[str, Checkpoint]) -> dict[str, Tensor]
     """The tensors that determine the sizes of a made-up tower: its width is the projector's, its
     picture size divides every tiled size.
     """
-    projector = _produced(rules, given).get(f"{PROJECTOR}linear_1.weight")
-    width = projector.shape[-1] if projector is not None and projector.shape else 1
+    projector = next(
+        (
+            tensor
+            for name, tensor in sorted(_produced(rules, given).items())
+            if name.startswith(rules.target.projector) and len(tensor.shape) == 2
+        ),
+        None,
+    )
+    width = projector.shape[-1] if projector is not None else 1
     config = text_config(source_configs(rules, given)) or {}
     patch = _tile(rules, config) // _PATCHES
     prefix = next(iter(rules.target.towers))

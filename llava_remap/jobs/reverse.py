@@ -33,7 +33,12 @@ from llava_remap.routing import Routed, Routes
 from llava_remap.routing.identify import nearest_layout
 from llava_remap.rulefile import RuleFile, Taken, load_rule_file
 from llava_remap.source.sources import open_source, short_name
-from llava_remap.target_model import EMBEDDING, Target, config_size, wanted_parameters
+from llava_remap.target_model import (
+    Target,
+    config_size,
+    embedding_and_head,
+    wanted_parameters,
+)
 
 #: The layout of the output, as a plan calls it.
 ORIGINAL = "original"
@@ -425,14 +430,8 @@ def _notes(
         cause += f" Tensors that {rules.name} drops don't come back: {', '.join(drops)}."
     fix = f"Copy them from the original{f', {origin} for one' if origin else ''}."
     notes = [Problem("LR411", cause, fix, lacks=True)]
-    embedding = next(
-        (
-            checkpoint.catalog[name]
-            for name, target in classic.items()
-            if target == (wanted.embedding if wanted else EMBEDDING)
-        ),
-        None,
-    )
+    named = {target: checkpoint.catalog[name] for name, target in classic.items()}
+    embedding = named.get(wanted.embedding) if wanted else embedding_and_head(named)[0]
     if rules.text.tokens and embedding is not None and embedding.shape:
         tokens = ", ".join(f"`{token.text}`" for token in rules.text.tokens)
         cause = (

@@ -88,7 +88,13 @@ def build_plan(
         norms_about_one: whether the language model's norms multiply by their weights, so the
             weights are about 1.
     """
+    text_names = (
+        [name for name in target.shapes if name.startswith(rules.target.language_model)]
+        if target is not None and norms_about_one
+        else []
+    )
     if layout is not None:
+        text_names = [layout.spell(name) for name in text_names]
         routes, target = layout.routes(routes), target and layout.target(target)
         post_load = [layout.change(entry) for entry in post_load]
         problems, notes = layout.problems(problems), layout.problems(notes)
@@ -133,8 +139,8 @@ def build_plan(
             [m for m in mismatched if m.target not in agreeing],
             collisions,
             routes,
-            layers(match.shapes),
-            layers(match.given),
+            layers(match.shapes, target.layers),
+            layers(match.given, target.layers),
             {component(name) for name in match.given},
             first.config or {},
             as_source=rules.target.as_ is not None,
@@ -198,7 +204,7 @@ def build_plan(
                 checkpoints,
                 post_load,
                 routes,
-                norms_about_one,
+                frozenset(text_names),
             )
         ),
         problems=tuple(sorted(found_problems, key=lambda problem: problem.code)),

@@ -29,9 +29,12 @@ class Layout:
 
     def target(self, target: Target) -> Target:
         """The target under the names of this layout."""
-        spell = self.spell
+        spell, layers = self.spell, target.layers
+        if (layer := next((name for name in self.names if name.startswith(layers)), "")) != "":
+            layers = spell(layer).removesuffix(layer.removeprefix(layers))
         return replace(
             target,
+            layers=layers,
             shapes={spell(name): shape for name, shape in target.shapes.items()},
             tied={spell(name): spell(other) for name, other in target.tied.items()},
             transposed=tuple(map(spell, target.transposed)),

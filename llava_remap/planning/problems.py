@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import pairwise
@@ -16,8 +15,6 @@ from llava_remap.planning.model import Collision, Mismatched, Missing, Unmapped
 from llava_remap.rewrite import Program
 from llava_remap.routing import Routed, RoutedPair, Routes
 
-#: The number of a layer of the language model, in any layout.
-_LAYER = re.compile(r"(?:model\.)?language_model\.(?:model\.)?layers\.(\d+)\.")
 #: The most keys of a config with the same number. If there are more, it may be chance.
 _BY_CHANCE = 3
 #: The axes of PyTorch's convolutions in the order in which MLX has them.
@@ -413,9 +410,14 @@ def drop_problems(
     ]
 
 
-def layers(names: Iterable[str]) -> int:
-    """Number of the language model's layers among target names: the largest number plus 1."""
-    return max((int(found[1]) + 1 for name in names if (found := _LAYER.match(name))), default=0)
+def layers(names: Iterable[str], prefix: str) -> int:
+    """Number of layers among target names: the largest number behind `prefix`, plus 1."""
+    numbers = (
+        name.removeprefix(prefix).partition(".")[0]
+        for name in names
+        if prefix and name.startswith(prefix)
+    )
+    return max((int(number) + 1 for number in numbers if number.isdecimal()), default=0)
 
 
 def component(name: str) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from llava_remap.checkpoint import Checkpoint
 from llava_remap.planning.mapped import Alias, Mapped, holds
 from llava_remap.planning.model import PostLoadChange, ValueCheck
-from llava_remap.planning.problems import component
 from llava_remap.routing import Routed, Routes, SourceName, in_place_of, is_one_tensor
 
 
@@ -19,16 +18,18 @@ def value_checks(
     checkpoints: Mapping[str, Checkpoint],
     post_load: Sequence[PostLoadChange],
     routes: Routes,
-    norms_about_one: bool,
+    norms_about_one: Collection[str],
 ) -> list[ValueCheck]:
     """The checks of a plan.
 
     Args:
         single: by parameter, the tensor that is renamed to it.
         placed: by parameter, the tensors from which an operation makes it.
+        norms_about_one: the parameters of the language model if its norms multiply by their
+            weights, else none.
     """
     checks = []
-    norms = [entry for entry in mapped if _is_norm(entry)] if norms_about_one else []
+    norms = [entry for entry in mapped if entry.target in norms_about_one and _is_norm(entry)]
     if norms:
         origins = tuple(origin for entry in norms for origin in entry.origins)
         checks.append(ValueCheck("norms", norms[0].target, origins))
@@ -62,7 +63,6 @@ def value_checks(
 
 
 def _is_norm(entry: Mapped) -> bool:
-    """Whether an entry is the weight of a norm of the language model, by the module's name."""
+    """Whether an entry is the weight of a norm, by the module's name."""
     *_, module, kind = ("", *entry.target.split("."))
-    is_norm = kind == "weight" and "norm" in module and component(entry.target) == "language_model"
-    return is_norm and len(entry.shape) == 1 and not entry.is_made
+    return kind == "weight" and "norm" in module and len(entry.shape) == 1 and not entry.is_made

@@ -68,8 +68,8 @@ class Before:
             parameters.
         rows_needed: rows that the vocabulary needs: one more than the largest token id.
         token_ids: the id of every token, including new tokens; None if no source has a tokenizer.
-        embedding: name of the table of token embeddings.
-        head: name of the matrix that turns hidden states into logits.
+        embedding: name of the table of token embeddings, in the target's class.
+        head: name of the matrix that turns hidden states into logits, in the target's class.
         config: the target's config.
     """
 
@@ -77,8 +77,8 @@ class Before:
     rows_needed: int
     missing: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     token_ids: Mapping[str, int] | None = None
-    embedding: str = "language_model.model.embed_tokens.weight"
-    head: str = "language_model.lm_head.weight"
+    embedding: str = ""
+    head: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
 
     def after(self, moved: Mapping[str, str]) -> Before:

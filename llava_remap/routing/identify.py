@@ -11,7 +11,6 @@ from llava_remap.rewrite import compile_rules, contradictions
 from llava_remap.routing.advice import advice, behind_prefix, source_advice
 from llava_remap.routing.fits import EMPTY, draft_command, fits, other_tower_problem, unmet
 from llava_remap.routing.route import Routed, Routes, route
-from llava_remap.routing.trained_with import PROJECTOR
 from llava_remap.rulefile import (
     Condition,
     Rename,
@@ -299,7 +298,7 @@ def _unknown_sources(
     }
     left = [kind for label, kind in renames.items() if label not in used] or [*renames.values()]
     # A source other than a tower has at least a projector; only pairs change a language model.
-    left = [kind for kind in left if kind.target.text.startswith(PROJECTOR)] or left
+    left = [kind for kind in left if kind.target.text.startswith(rules.target.projector)] or left
     problems = []
     for name in (*routes.unselected, *unknown):
         checkpoint = checkpoints[name]

@@ -16,11 +16,8 @@ from llava_remap.source.defaults import named_by_config, other_than_default
 from llava_remap.source.sources import last_part
 from llava_remap.target_model import has_stock_sizes
 
-#: The prefix of a projector's names in the classic layout.
-PROJECTOR = "multi_modal_projector."
-#: The prefix of a language model's names there, and of its tables of a row for each token.
-_LANGUAGE_MODEL = "language_model."
-_ROWS = tuple(_LANGUAGE_MODEL + name for name in ("model.embed_tokens.", "lm_head."))
+#: A layer's number in a name.
+_LAYER = re.compile(r"\.[0-9]{1,9}\.")
 #: The sources of what a LoRA training and a projector's training write.
 _ADAPTER, _PRETRAINED = "adapter", "projector"
 #: DeepSpeed's ZeRO-2 writes the trained weights into this file, in a step's folder beside the pairs
@@ -85,11 +82,11 @@ def misplaced_parts(
     first source, which nobody means. An adapter given as a projector would change layers.
     """
     first, problems = rules.first_source, []
-    kept = any(r.source == first and _of_language_model(r.rewrite) for r in routes.taken)
+    kept = any(r.source == first and _of_layers(rules, r.rewrite) for r in routes.taken)
     covered = dict.fromkeys(
         source
         for r, source in routes.replaced
-        if r.source == first and not kept and _of_language_model(r.rewrite)
+        if r.source == first and not kept and _of_layers(rules, r.rewrite)
     )
     for name, part in checkpoints.items():
         where = quote(part.location)
@@ -114,13 +111,12 @@ def misplaced_parts(
     return problems
 
 
-def _of_language_model(rewrite: Rewrite) -> bool:
-    """Whether a tensor is of the layers; embed_tokens and lm_head are trained with projectors."""
-    return (
-        rewrite.target is not None
-        and rewrite.target.startswith(_LANGUAGE_MODEL)
-        and not rewrite.target.startswith(_ROWS)
-    )
+def _of_layers(rules: RuleFile, rewrite: Rewrite) -> bool:
+    """Whether a tensor is of the language model's layers. Tables of a row for each token are
+    trained with projectors, too.
+    """
+    target, prefix = rewrite.target or "", rules.target.language_model
+    return target.startswith(prefix) and _LAYER.search(target) is not None
 
 
 def tower_problems(
@@ -203,9 +199,11 @@ def projector_findings(
     """
     sources = rules.text.sources
     projectors = (
-        r.source for r in routes.taken if sources[r.source].overrides and _of_projector(r.rewrite)
+        r.source
+        for r in routes.taken
+        if sources[r.source].overrides and _of_projector(rules, r.rewrite)
     )
-    pairs = (pair.source for pair in routes.pairs if _of_projector(pair.rewrite))
+    pairs = (pair.source for pair in routes.pairs if _of_projector(rules, pair.rewrite))
     brought = dict.fromkeys((*projectors, *pairs))
     problems: list[Problem] = []
     notes: list[Problem] = []
@@ -250,8 +248,8 @@ def projector_findings(
     return problems, notes
 
 
-def _of_projector(rewrite: Rewrite) -> bool:
-    return rewrite.target is not None and rewrite.target.startswith(PROJECTOR)
+def _of_projector(rules: RuleFile, rewrite: Rewrite) -> bool:
+    return rewrite.target is not None and rewrite.target.startswith(rules.target.projector)
 
 
 def _is_frozen(config: Mapping[str, Any]) -> bool:
@@ -292,7 +290,7 @@ def projector_place(rules: RuleFile, program: Program, name: str, adapter: Check
             names = tensor_names(file)
         except RemapError:  # a file of something else
             return False
-        return any(_of_projector(program.rewrite(prefix + name)) for name in names)
+        return any(_of_projector(rules, program.rewrite(prefix + name)) for name in names)
 
     folder = adapter.folder.resolve()
     steps = {

@@ -11,8 +11,6 @@ from llava_remap.target_model.components import (
     embedding_and_head,
 )
 from llava_remap.target_model.config import (
-    EMBEDDING,
-    HEAD,
     ChosenTemplate,
     TargetConfig,
     derive_config,
@@ -75,9 +73,7 @@ __all__ = [
     "components",
     "embedding_and_head",
     "CLASSIC",
-    "EMBEDDING",
     "Example",
-    "HEAD",
     "IMAGE_PROCESSORS",
     "PlacedToken",
     "TEXT_KIND",

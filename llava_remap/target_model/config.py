@@ -26,13 +26,8 @@ from llava_remap.target_model.tower import Tower, read_tower, shapes_config
 from llava_remap.target_model.values import Values, put
 from llava_remap.target_model.vocabulary import PlacedToken
 
-#: The classic name of the table of token embeddings in most language models.
-EMBEDDING = "language_model.model.embed_tokens.weight"
-HEAD = "language_model.lm_head.weight"
-#: Kinds of projectors whose computation is known.
-_PROJECTORS = ("linear", "mlp2x_gelu")
-#: A projector that is one linear layer doesn't have this weight.
-_SECOND_LAYER = "multi_modal_projector.linear_2.weight"
+#: Kinds of projectors whose computation is known, by their number of matrices.
+_PROJECTORS = {1: "linear", 2: "mlp2x_gelu"}
 
 #: What keys of a tower's config begin with in a rule file.
 _TOWERS = "vision_config."
@@ -162,7 +157,8 @@ def derive_config(
     if len(rules.target.towers) > 1:
         _hold_towers_together(rules, configs, tower)
     tied = bool(text.config["tie_word_embeddings"])
-    notes = [*tower.notes, *_projector_notes(text_source, tensors)]
+    kind = _PROJECTORS.get(_matrices(rules.target.projector, tensors))
+    notes = [*tower.notes, *_projector_notes(text_source, kind)]
     if head_is_embedding and not tied:
         tied = True
         notes.append(
@@ -215,7 +211,7 @@ def derive_config(
     _check_feature_layer(config.get("vision_feature_layer"), tower)
     if "pad_token_id" in config:
         config["text_config"]["pad_token_id"] = config["pad_token_id"]
-    shown = {"mm_projector_type": "mlp2x_gelu"} if _SECOND_LAYER in tensors else {}
+    shown = {"mm_projector_type": kind} if kind == _PROJECTORS[2] else {}
     notes += assumed_note(rules, values, shown)
     made = rules.text.processor or Processor()
     return TargetConfig(
@@ -329,28 +325,32 @@ def _hold_towers_together(
         )
 
 
-def _projector_notes(source: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Iterator[Problem]:
+def _matrices(prefix: str, tensors: Mapping[str, Tensor]) -> int:
+    """The number of linear layers below a prefix."""
+    return sum(name.startswith(prefix) and len(t.shape) == 2 for name, t in tensors.items())
+
+
+def _projector_notes(source: Mapping[str, Any], kind: str | None) -> Iterator[Problem]:
     """LR308 if the projector's tensors are of another kind than the config says.
+
+    Args:
+        kind: the kind that the tensors show; None if they show none.
 
     Raises:
         RemapError: LR112 for a kind whose computation isn't known.
     """
-    kind, words = (
-        ("mlp2x_gelu", "a two-layer MLP")
-        if _SECOND_LAYER in tensors
-        else ("linear", "one linear layer")
-    )
+    words = {"linear": "one linear layer", "mlp2x_gelu": "a two-layer MLP"}
     said = source.get("mm_projector_type")
-    if said not in (*_PROJECTORS, None):
+    if said not in (*_PROJECTORS.values(), None):
         raise ConfigError.of(
             "LR112",
             f"the config says mm_projector_type: {said!r}, and tensors don't show an "
-            f"activation; known are {', '.join(_PROJECTORS)}.",
+            f"activation; known are {', '.join(_PROJECTORS.values())}.",
             "If it is one of these, say so in the source's config.json; transformers has no other.",
         )
-    if said not in (kind, None):
+    if kind is not None and said not in (kind, None):
         yield Problem(
             "LR308",
-            f"the config says mm_projector_type: {said}, the tensors are {words}.",
+            f"the config says mm_projector_type: {said}, the tensors are {words[kind]}.",
             "The tensors are believed.",
         )

@@ -22,6 +22,7 @@ import torch
 import transformers
 
 from llava_remap.core.problem import ConfigError
+from llava_remap.target_model.wanted import names_on_disk, places
 
 #: Rows of the vocabulary and ids for running both classes.
 _ROWS, _IDS = 64, (5, 9, 3, 3, 40, 7, 63)
@@ -42,8 +43,8 @@ class Compared:
     """A language model's own class, compared with the class that it becomes a part of.
 
     Attributes:
-        embedding: name of the table of token embeddings inside the language model; empty if no
-            model can be built.
+        embedding, head: classic names of the table of token embeddings and of the matrix that
+            turns hidden states into logits; empty if no model can be built.
         differs: why the two compute different logits, in words; empty if they compute the same.
         renamed: which versions of transformers look for the language model under other names, in
             words; empty for none.
@@ -52,6 +53,7 @@ class Compared:
     """
 
     embedding: str
+    head: str
     differs: str
     renamed: str = ""
     norms_about_one: bool = True
@@ -71,7 +73,7 @@ def compare_classes(config: Any, target_class: str) -> Compared:
     config.vocab_size = _ROWS
     config.pad_token_id = None if getattr(config, "pad_token_id", None) is None else 0
     kind = getattr(transformers, target_class)
-    found = Compared("", "")
+    found = Compared("", "", "")
     try:
         with torch.device("meta"):
             own = transformers.AutoModelForCausalLM.from_config(
@@ -94,7 +96,8 @@ def compare_classes(config: Any, target_class: str) -> Compared:
             )
             if getattr(config, "tie_word_embeddings", False) and embedding != _TABLE:
                 return Compared(
-                    embedding,
+                    "",
+                    "",
                     f"it ties its head to `{embedding}`, and {target_class} can tie it to "
                     f"`{_TABLE}` alone",
                 )
@@ -108,7 +111,7 @@ def compare_classes(config: Any, target_class: str) -> Compared:
                     "versions of transformers before 4.52 look for it under "
                     f"`{own.base_model_prefix}.` and `{head}.`: use 4.52 or later"
                 )
-            found = Compared(embedding, "", renamed, _norms_multiply(own))
+            found = Compared("", "", "", renamed, _norms_multiply(own))
             whole = kind(
                 kind.config_class(
                     text_config=config,
@@ -117,7 +120,13 @@ def compare_classes(config: Any, target_class: str) -> Compared:
                     tie_word_embeddings=bool(getattr(config, "tie_word_embeddings", False)),
                 )
             ).eval()
-        return replace(found, differs=_compare(own, whole))
+            place = places(whole, names_on_disk(whole))
+        return replace(
+            found,
+            embedding=place["embedding"],
+            head=place["head"],
+            differs=_compare(own, whole),
+        )
     except Exception as error:  # the class may never have been meant as a part of another one
         return replace(
             found,

@@ -49,8 +49,8 @@ class TextModel:
             shows the kind.
         config: the keys that the class knows, in the spellings of 4.x and of 5.x, without the size
             of the vocabulary.
-        embedding: name of the table of token embeddings in the classic layout; empty if the class
-            can't be built.
+        embedding, head: classic names of the table of token embeddings and of the matrix that
+            turns hidden states into logits; empty if the target's class can't be built.
         unknown: the keys of the source's config that the class doesn't know.
         newer: why older versions of transformers can't open the model or compute something else, in
             words; empty if all versions compute the same.
@@ -63,6 +63,7 @@ class TextModel:
     known_by: str
     config: Mapping[str, Any]
     embedding: str
+    head: str
     unknown: tuple[str, ...]
     newer: str
     differs: str
@@ -184,7 +185,8 @@ def _ask(
         "kind": kind,
         "known_by": known_by,
         "config": whole,
-        "embedding": f"language_model.model.{compared.embedding}" if compared.embedding else "",
+        "embedding": compared.embedding,
+        "head": compared.head,
         "unknown": sorted(unknown | {key for key in beside if key not in whole and key != rows}),
         "newer": compared.renamed
         if rope is not None

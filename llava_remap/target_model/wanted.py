@@ -30,6 +30,8 @@ WRITTEN = (CLASSIC, "module-4.52", "module-5.6")
 #: The layout in which the installed transformers (5.6 or later) saves a model that was built from
 #: scratch.
 DISK_LAYOUT = "classic-5.6"
+#: The names of parameters in the installed transformers.
+MODULES = "module-5.6"
 #: The most layers to build. The deepest published language model has 126.
 _MOST_LAYERS = 1000
 #: Held while formatting of configs is switched off.
@@ -83,7 +85,11 @@ class Target:
         shapes: classic name → shape, tied parameters included.
         tied: name → the name whose tensor it shares.
         names: classic name → name in the layout; empty for the classic one.
+        layout: the layout of `names`: the one that was asked for, or the only one that the
+            installed transformers reads for this class.
         embedding: classic name of the table of token embeddings.
+        head: classic name of the matrix that turns hidden states into logits.
+        layers: prefix of the classic names of the language model's layers, up to their numbers.
         joined: number of tensors that the installed loader joins into larger parameters.
         transposed: names of matrices that are stored as [inputs, outputs]; linear layers store
             [outputs, inputs].
@@ -94,7 +100,10 @@ class Target:
     shapes: Mapping[str, tuple[int, ...]]
     tied: Mapping[str, str]
     names: Mapping[str, str] = field(default_factory=dict)
+    layout: str = CLASSIC
     embedding: str = ""
+    head: str = ""
+    layers: str = ""
     joined: int = 0
     transposed: tuple[str, ...] = ()
     sizes: Mapping[str, int] = field(default_factory=dict)
@@ -246,29 +255,15 @@ def _ask(class_name: str, config: Mapping[str, Any], layout: str) -> dict[str, A
     """Names, shapes and ties as the installed transformers saves them. On disk each expert is a
     tensor; in memory transformers stacks them.
     """
-    from transformers.core_model_loading import revert_weight_conversion
     from transformers.pytorch_utils import Conv1D
 
     model = build_on_meta(class_name, config)
     state = model.state_dict()
-    module = {id(value): name for name, value in state.items()}
-    stored = revert_weight_conversion(model, dict(state))
-    program = layout_program(DISK_LAYOUT)
-    classic = {name: program.rewrite(name).target for name in stored}
-    if lost := [name for name, target in classic.items() if target is None]:
-        raise refuse(
-            "LR601",
-            f"{class_name} has parameters whose names aren't those of a LLaVA: a text model, a "
-            "vision tower and a projector between them. llava-remap knows no classic names for "
-            "them.",
-            "Give `target.class` a class of the LLaVA family, LlavaForConditionalGeneration for "
-            "one.",
-            lost,
-        )
-    named = {name: str(target) for name, target in classic.items()}
+    stored, named, disk = stored_names(model, state)
+    if disk != DISK_LAYOUT:  # the loader knows no classic names for this class
+        layout = MODULES
     names = names_in(layout, named.values()) if layout != CLASSIC else {}
-    # Only a tensor that loading renames is the parameter itself. A stacked or split tensor isn't.
-    made_of = {named[name]: module.get(id(value)) for name, value in stored.items()}
+    made_of = _made_of(state, stored, named)
     _ask_loader(
         model,
         state,
@@ -276,10 +271,6 @@ def _ask(class_name: str, config: Mapping[str, Any], layout: str) -> dict[str, A
         layout,
     )
     on_disk = {parameter: name for name, parameter in made_of.items() if parameter is not None}
-    table = model.get_input_embeddings().weight
-    embedding = next(
-        name for name, value in model.named_parameters(remove_duplicate=False) if value is table
-    )
     return {
         "class_name": class_name,
         "shapes": {named[name]: list(value.shape) for name, value in stored.items()},
@@ -289,13 +280,94 @@ def _ask(class_name: str, config: Mapping[str, Any], layout: str) -> dict[str, A
             if name in on_disk and other in on_disk
         },
         "names": names,
-        "embedding": on_disk[embedding],
+        "layout": layout,
+        **places(model, on_disk),
         "joined": sum(parameter is None for parameter in made_of.values()),
         "transposed": [
             on_disk[f"{name}.weight"]
             for name, module in model.named_modules()
             if isinstance(module, Conv1D) and f"{name}.weight" in on_disk
         ],
+    }
+
+
+def names_on_disk(model: Any) -> dict[str, str]:
+    """Name of a parameter → classic name; without parameters that the loader makes of several
+    tensors.
+    """
+    state = model.state_dict()
+    stored, named, _ = stored_names(model, state)
+    found = _made_of(state, stored, named)
+    return {parameter: name for name, parameter in found.items() if parameter is not None}
+
+
+def _made_of(
+    state: Mapping[str, Any], stored: Mapping[str, Any], named: Mapping[str, str]
+) -> dict[str, str | None]:
+    """Classic name → the parameter that loading only renames. A stacked or split tensor has
+    none.
+    """
+    module = {id(value): name for name, value in state.items()}
+    return {named[name]: module.get(id(value)) for name, value in stored.items()}
+
+
+def stored_names(
+    model: Any, state: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, str], str]:
+    """The tensors that the installed transformers saves for a model that was built from scratch.
+
+    Returns:
+        Name on disk → tensor, name on disk → classic name, and the layout of the names on disk.
+
+    Raises:
+        RemapError: LR601 for names of no layout.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    stored = revert_weight_conversion(model, dict(state))
+    lost: list[str] = []
+    for layout in (DISK_LAYOUT, MODULES):
+        program = layout_program(layout)
+        classic = {name: program.rewrite(name).target for name in stored}
+        if all(classic.values()):
+            return stored, {name: str(target) for name, target in classic.items()}, layout
+        lost = lost or [name for name, target in classic.items() if target is None]
+    raise refuse(
+        "LR601",
+        f"{type(model).__name__} has parameters with names of no layout that llava-remap knows.",
+        "Give `target.class` a class with a language model, a vision tower and a projector between "
+        "them, LlavaForConditionalGeneration for one.",
+        lost,
+    )
+
+
+def places(model: Any, on_disk: Mapping[str, str]) -> dict[str, str]:
+    """The fields `embedding`, `head` and `layers` of `Target`.
+
+    Args:
+        on_disk: name of a parameter → classic name.
+    """
+    import torch
+
+    table, head = model.get_input_embeddings(), model.get_output_embeddings()
+    modules = list(model.named_modules(remove_duplicate=False))
+    # The part around the table is the language model. A tower may have as many layers.
+    text = next(part for part in model.base_model.children() if table in list(part.modules()))
+    number, inside = model.config.get_text_config().num_hidden_layers, set(text.modules())
+    stacks = (
+        name
+        for name, module in modules
+        if isinstance(module, torch.nn.ModuleList) and len(module) == number and module in inside
+    )
+    stack, layers = next(stacks, None), ""
+    if stack is not None:
+        first = next(name for name in on_disk if name.startswith(f"{stack}."))
+        layers = on_disk[first].removesuffix(first.removeprefix(f"{stack}."))
+    named = {module: name for name, module in reversed(modules) if module in (table, head)}
+    return {
+        "embedding": on_disk[f"{named[table]}.weight"],
+        "head": on_disk.get(f"{named[head]}.weight", ""),
+        "layers": layers,
     }
 
 

@@ -42,7 +42,7 @@ def before(
         tensors[EMBED] = (dtype, embed)
     if head is not None:
         tensors[HEAD] = (dtype, head)
-    return Before(tensors, rows_needed)
+    return Before(tensors, rows_needed, embedding=EMBED, head=HEAD)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_without_a_head_only_the_embeddings_grow() -> None:
 
 def test_each_matrix_keeps_its_dtype() -> None:
     tensors: Shapes = {EMBED: ("BF16", (32, 8)), HEAD: ("F32", (32, 8))}
-    effect = ExpandEmbeddings().plan(Before(tensors, 33))
+    effect = ExpandEmbeddings().plan(Before(tensors, 33, embedding=EMBED, head=HEAD))
     assert [(change.target, change.dtype) for change in effect.changes] == [
         (EMBED, "BF16"),
         (HEAD, "F32"),
@@ -121,9 +121,14 @@ def test_planning_is_the_same_every_time_and_changes_nothing() -> None:
     tensors: Shapes = {HEAD: ("F16", (32, 8)), EMBED: ("F16", (32, 8))}
     kept = dict(tensors)
     rule = ExpandEmbeddings()
-    assert rule.plan(Before(tensors, 33)) == rule.plan(Before(tensors, 33))
+    assert rule.plan(Before(tensors, 33, embedding=EMBED, head=HEAD)) == rule.plan(
+        Before(tensors, 33, embedding=EMBED, head=HEAD)
+    )
     assert tensors == kept
-    assert [change.target for change in rule.plan(Before(tensors, 33)).changes] == [EMBED, HEAD]
+    assert [
+        change.target
+        for change in rule.plan(Before(tensors, 33, embedding=EMBED, head=HEAD)).changes
+    ] == [EMBED, HEAD]
 
 
 READS = [
@@ -360,7 +365,7 @@ def test_what_was_drawn_is_of_this_job_alone() -> None:
     ids=["own statistics", "mean", "dtypes", "shapes", "no head", "many rows"],
 )
 def test_drawn_each_for_itself(rule: ExpandEmbeddings, tensors: Shapes, needed: int) -> None:
-    changes = rule.plan(Before(tensors, needed)).changes
+    changes = rule.plan(Before(tensors, needed, embedding=EMBED, head=HEAD)).changes
     assert len(changes) == len(tensors)
     assert all(change.facts == {} for change in changes)
 

@@ -509,7 +509,9 @@ def test_many_new_rows_are_made_some_at_a_time(monkeypatch: pytest.MonkeyPatch) 
         for group in (4, 512):
             monkeypatch.setattr(expand_embeddings, "GROUP_ROWS", group)
             rule = ExpandEmbeddings(init=init, vocab=50)
-            [change] = rule.plan(Before({EMBEDDING: ("F64", (40, 8))}, 41)).changes
+            [change] = rule.plan(
+                Before({EMBEDDING: ("F64", (40, 8))}, 41, embedding=EMBEDDING)
+            ).changes
             _, *pieces = rule.pieces([change], reader)[change.target]
             assert len(pieces) == (3 if group == 4 else 1)
             made[group] = b"".join(piece for piece in pieces if isinstance(piece, bytes))

@@ -127,6 +127,12 @@ class Target(Part):
         "tower was trained from. All towers have one form, and `vision_config` describes the "
         "first",
     )
+    language_model: str = Field(
+        "language_model.", description="prefix of the language model's names in the target"
+    )
+    projector: str = Field(
+        "multi_modal_projector.", description="prefix of the projector's names in the target"
+    )
 
     @model_validator(mode="after")
     def _one_target(self) -> Target:
