@@ -217,5 +217,7 @@ def _versions() -> dict[str, str]:
 @cache
 def code_digest() -> str:
     """Digest of this package's code. Its version alone doesn't change during development."""
-    files = sorted(Path(__file__).parents[1].rglob("*.py"))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

@@ -5,6 +5,7 @@ Dtypes have the names that safetensors gives them. numpy is imported only where 
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -86,6 +87,23 @@ def to_float64(raw: bytes | memoryview, dtype: str) -> NDArray[np.float64]:
         ValueError: as `numbers`.
     """
     return numbers(raw, dtype).astype("float64")
+
+
+def few_floats(raw: bytes, dtype: str) -> tuple[float, ...]:
+    """The exact values of a few little-endian floats. For a few thousand numbers this is faster
+    than the import of numpy, and needs less memory.
+
+    Raises:
+        ValueError: for a dtype that is not a float.
+    """
+    if dtype not in FLOATS:
+        raise ValueError(f"{dtype} is not a float")
+    if dtype == "BF16":  # the upper half of a float32
+        wide = bytearray(2 * len(raw))
+        wide[2::4], wide[3::4] = raw[::2], raw[1::2]
+        raw, dtype = bytes(wide), "F32"
+    code = {"F64": "d", "F32": "f", "F16": "e"}[dtype]
+    return struct.unpack(f"<{len(raw) * 8 // DTYPES[dtype].bits}{code}", raw)
 
 
 def is_finite(raw: bytes | memoryview, dtype: str) -> NDArray[np.bool_]:

@@ -13,7 +13,7 @@ from llava_remap.planning import Part
 #: exchanged axes, only a wide window is read in long runs.
 _ROWS_NBYTES, _ELEMENTS_NBYTES = 1 << 20, 32 << 20
 #: The fewest bytes of a row that counts as whole.
-_ROW_NBYTES = 512
+ROW_NBYTES = 512
 #: Bytes of a source that are read at once.
 READ_NBYTES = 4 << 20
 #: A tensor is copied run by run if its runs have so many elements, or if it has so few runs.
@@ -33,7 +33,7 @@ def window_nbytes(parts: Sequence[Part], width: int) -> int:
         width: bytes of an element that is written.
     """
     shortest = min(part.run_size for part in parts) * width
-    return _ROWS_NBYTES if shortest >= _ROW_NBYTES else _ELEMENTS_NBYTES
+    return _ROWS_NBYTES if shortest >= ROW_NBYTES else _ELEMENTS_NBYTES
 
 
 def needed_nbytes(parts: Sequence[Part], width: int) -> int:

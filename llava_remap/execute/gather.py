@@ -3,7 +3,8 @@ order in memory.
 
 Copying rows one by one takes a system call for each row, and exchanging axes takes one for each
 element. So the target tensor is filled window by window. Each part has only a few blocks in a
-window, and each block is read in long runs.
+window, and each block is read in long runs. Whole rows are copied without numpy, whose import takes
+10 MiB.
 """
 
 from __future__ import annotations
@@ -13,27 +14,29 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import product
 from math import prod
-from typing import Any
-
-import numpy as np
-from numpy.lib.stride_tricks import as_strided
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from llava_remap.checkpoint import Tensor, readable
 from llava_remap.core import DTYPE_BITS
 from llava_remap.core.dtypes import cast
-from llava_remap.execute.apart import READ_NBYTES, window_nbytes
-from llava_remap.execute.merge import BLOCK_ELEMENTS, Merged
+from llava_remap.execute.apart import READ_NBYTES, ROW_NBYTES, window_nbytes
 from llava_remap.execute.values import CHUNK_NBYTES, is_plain, read, too_short
 from llava_remap.planning import Axis, Block, Part, blocks_between
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from llava_remap.execute.merge import Merged
 
 #: Reading over a gap of this size takes no longer than another call.
 _GAP_NBYTES = 8 << 10
 #: Elements of the last axis that are copied at once if axes are exchanged: so few that their cache
 #: lines stay in the cache until they are written.
 _STRIP = 16
+#: Rows of any size that are copied one by one.
+_FEW_ROWS = 16
 #: Elements of padding between runs, and the fewest bytes of a run that is padded.
-_PADDING, _ROW_NBYTES = 32, 2 << 10
+_PADDING, _PADDED_NBYTES = 32, 2 << 10
 
 
 def in_order(
@@ -61,7 +64,7 @@ def in_order(
     width = DTYPE_BITS[dtype] // 8
     begin, last = start // width, -(-stop // width)
     step = min(window_nbytes(parts, width) // width, last - begin)
-    memory = np.empty(step, f"u{width}")
+    memory = memoryview(bytearray(step * width))
     with ExitStack() as stack:
         sources: list[tuple[Part, _Source | _Sum]] = []
         for part in parts:
@@ -69,21 +72,21 @@ def in_order(
             source = (
                 _Source(tensor_of(part), dtype, stack)
                 if merged is None
-                else _Sum(merged, part.shape[1])
+                else _Sum(merged, part.shape[1], width)
             )
             sources.append((part, source))
         for first in range(begin, last, step or 1):
             on_read()
-            window = memory[: last - first]
+            count = min(step, last - first)
+            window = memory[: count * width]
             placed = sum(
                 source.place(block._replace(placed=block.placed - first), window)
                 for part, source in sources
-                for block in blocks_between(part, first, first + len(window))
+                for block in blocks_between(part, first, first + count)
             )
-            if placed != len(window):  # no `assert`, which -O takes out
-                raise AssertionError(f"{placed} elements placed, {len(window)} planned")
-            data = window.data.cast("B")
-            data = data[max(start - first * width, 0) : stop - first * width]
+            if placed != count:  # no `assert`, which -O takes out
+                raise AssertionError(f"{placed} elements placed, {count} planned")
+            data = window[max(start - first * width, 0) : stop - first * width]
             for at in range(0, len(data), CHUNK_NBYTES):
                 yield bytes(data[at : at + CHUNK_NBYTES])
 
@@ -102,7 +105,7 @@ class _Source:
                 self._file = os.open(where.file, os.O_RDONLY)
             stack.callback(os.close, self._file)
 
-    def place(self, block: Block, window: NDArray[Any]) -> int:
+    def place(self, block: Block, window: memoryview) -> int:
         """Put the numbers of a block into the window, and return how many there are."""
         axes = sorted(block.axes, key=lambda axis: -axis.taken)
         span, number = 1, len(axes)
@@ -123,26 +126,25 @@ class _Source:
                 for at in range(0, axis.size, count)
             )
         # Rows at a distance of a power of two would all share the same cache lines.
-        padded = outer and span * self._width >= _ROW_NBYTES and self._tensor.dtype == self._dtype
+        padded = (
+            outer and span * self._width >= _PADDED_NBYTES and self._tensor.dtype == self._dtype
+        )
         step = span + (_PADDING if padded else 0)
         values = self._read(block.taken, outer, span, step)
         strides = {axis: axis.taken for axis in inner}
         for axis in reversed(outer):
             strides[axis] = step
             step *= axis.size
-        _copy(
-            _strided(values, block.axes, [strides[axis] for axis in block.axes]),
-            _strided(window[block.placed :], block.axes, [axis.placed for axis in block.axes]),
-        )
-        return prod(axis.size for axis in block.axes)
+        steps = [strides[axis] for axis in block.axes]
+        return _copy(values, steps, window, block, DTYPE_BITS[self._dtype] // 8)
 
-    def _read(self, first: int, outer: Sequence[Axis], span: int, step: int) -> NDArray[Any]:
+    def _read(self, first: int, outer: Sequence[Axis], span: int, step: int) -> memoryview:
         """Runs of `span` elements, each `step` elements after the run before it, in the dtype that
         is written.
         """
         width, tensor = self._width, self._tensor
-        raw = np.empty(prod(axis.size for axis in outer) * step * width, "u1")
-        data, at, length = raw.data, 0, span * width
+        data = memoryview(bytearray(prod(axis.size for axis in outer) * step * width))
+        at, length = 0, span * width
         steps = (range(0, axis.size * axis.taken, axis.taken) for axis in outer)
         starts = ((first + sum(offsets)) * width for offsets in product(*steps))
         with readable(self._path):
@@ -153,10 +155,8 @@ class _Source:
                 elif (count := os.preadv(self._file, [run], self._offset + start)) < length:
                     self._read_on(run[count:], self._offset + start + count)
                 at += step * width
-        if tensor.dtype == self._dtype:
-            return raw.view(f"u{width}")
-        made = cast(data, tensor.dtype, self._dtype)
-        return np.frombuffer(made, f"u{DTYPE_BITS[self._dtype] // 8}")
+        same = tensor.dtype == self._dtype
+        return data if same else memoryview(cast(data, tensor.dtype, self._dtype))
 
     def _read_on(self, run: memoryview, offset: int) -> None:
         """Read the rest of a run after a call that read only its beginning."""
@@ -170,11 +170,13 @@ class _Source:
 class _Sum:
     """A source tensor with a LoRA pair added to it, a block of rows at a time."""
 
-    def __init__(self, merged: Merged, columns: int) -> None:
-        self._merged, self._columns = merged, columns
+    def __init__(self, merged: Merged, columns: int, width: int) -> None:
+        self._merged, self._columns, self._width = merged, columns, width
 
-    def place(self, block: Block, window: NDArray[Any]) -> int:
+    def place(self, block: Block, window: memoryview) -> int:
         """As `_Source.place`."""
+        from llava_remap.execute.merge import BLOCK_ELEMENTS
+
         columns, axes = self._columns, block.axes
         end = block.taken + sum((axis.size - 1) * axis.taken for axis in axes)
         top, bottom = block.taken // columns, end // columns + 1
@@ -191,12 +193,9 @@ class _Sum:
         if right > columns or any(a.taken >= columns and a.taken % columns for a in axes):
             left, right = 0, columns
         made = self._merged.block(top, bottom, slice(left, right))
-        values = np.frombuffer(made, window.dtype)[block.taken - top * columns - left :]
-        _copy(
-            _strided(values, axes, [_among(axis.taken, columns, right - left) for axis in axes]),
-            _strided(window[block.placed :], axes, [axis.placed for axis in axes]),
-        )
-        return prod(axis.size for axis in axes)
+        values = memoryview(made)[(block.taken - top * columns - left) * self._width :]
+        steps = [_among(axis.taken, columns, right - left) for axis in axes]
+        return _copy(values, steps, window, block, self._width)
 
 
 def _among(step: int, columns: int, kept: int) -> int:
@@ -205,12 +204,50 @@ def _among(step: int, columns: int, kept: int) -> int:
     return rows * kept + rest
 
 
-def _strided(values: NDArray[Any], axes: Sequence[Axis], steps: Sequence[int]) -> NDArray[Any]:
-    strides = [step * values.itemsize for step in steps]
-    return as_strided(values, [axis.size for axis in axes], strides)
+def _copy(
+    values: memoryview, steps: Sequence[int], window: memoryview, block: Block, width: int
+) -> int:
+    """Copy the numbers of a block, and return how many there are.
+
+    Args:
+        values: from the block's first number.
+        steps: elements from one number to the next in `values`, for each axis of the block.
+        width: bytes of an element.
+    """
+    axes = block.axes
+    sizes, there = [axis.size for axis in axes], [axis.placed for axis in axes]
+    window = window[block.placed * width :]
+    if axes and steps[-1] == there[-1] == 1:
+        row, outer = sizes[-1], sizes[:-1]
+    else:
+        row, outer = 1, sizes
+    if row * width >= ROW_NBYTES or prod(outer) <= _FEW_ROWS:
+        starts = (
+            [
+                range(0, size * step * width, step * width)
+                for size, step in zip(outer, by[: len(outer)], strict=True)
+            ]
+            for by in (steps, there)
+        )
+        for taken, placed in zip(*(map(sum, product(*each)) for each in starts), strict=True):
+            window[placed : placed + row * width] = values[taken : taken + row * width]
+    else:
+        _exchange(_strided(values, sizes, steps, width), _strided(window, sizes, there, width))
+    return prod(sizes)
 
 
-def _copy(taken: NDArray[Any], placed: NDArray[Any]) -> None:
+def _strided(
+    values: memoryview, sizes: Sequence[int], steps: Sequence[int], width: int
+) -> NDArray[Any]:
+    import numpy as np
+
+    array = np.frombuffer(values, f"u{width}")
+    strides = [step * width for step in steps]
+    return np.lib.stride_tricks.as_strided(array, sizes, strides)
+
+
+def _exchange(taken: NDArray[Any], placed: NDArray[Any]) -> None:
+    """Copy numbers into another order."""
     if not taken.ndim or taken.strides[-1] == taken.itemsize:
         placed[...] = taken
         return

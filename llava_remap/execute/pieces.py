@@ -31,6 +31,8 @@ from llava_remap.routing import SourceName
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from llava_remap.execute.merge import Merged
+
 
 @dataclass(frozen=True, slots=True)
 class Range:
@@ -130,9 +132,8 @@ class Recipe:
             return
         if entry.loras or lies_apart(entry.parts):
             from llava_remap.execute.gather import in_order
-            from llava_remap.execute.merge import Merged
 
-            merged = {lora.base: Merged(*self._summands(lora), entry.dtype) for lora in entry.loras}
+            merged = {lora.base: self._merged(lora, entry.dtype) for lora in entry.loras}
             yield from in_order(
                 entry.parts,
                 self._tensor,
@@ -159,6 +160,11 @@ class Recipe:
         raw = gathered(self._moved(stored, start * width, stop * width), (stop - start) * width)
         values = numbers(memoryview(raw), stored.dtype).reshape(stop - start, *row)
         return values if as_stored else values.astype("f8")
+
+    def _merged(self, lora: AddLora, dtype: str) -> Merged:
+        from llava_remap.execute.merge import Merged
+
+        return Merged(*self._summands(lora), dtype)
 
     def _summands(self, lora: AddLora) -> tuple[Tensor, Tensor, Tensor, float]:
         assert lora.scale is not None, "only a manifest has no scale"

@@ -9,7 +9,7 @@ from math import prod
 
 from llava_remap.checkpoint import Checkpoint, Tensor
 from llava_remap.core import Problem
-from llava_remap.core.dtypes import cast, is_finite, to_float64
+from llava_remap.core.dtypes import cast, few_floats, is_finite, to_float64
 from llava_remap.execute.values import chunks, find
 from llava_remap.planning import Plan
 
@@ -119,7 +119,7 @@ def _delta(norms: Sequence[Tensor], on_progress: Callable[[int], None]) -> list[
 
     def mean_size(norm: Tensor) -> float:
         return sum(
-            float(abs(to_float64(chunk, norm.dtype)).sum()) for chunk in _read(norm, on_progress)
+            sum(map(abs, few_floats(chunk, norm.dtype))) for chunk in _read(norm, on_progress)
         ) / prod(norm.shape)
 
     largest = max(map(mean_size, norms))

@@ -357,7 +357,7 @@ def test_a_warm_job_imports_only_what_it_computes_with(
     folder: Path,
 ) -> None:
     """Though it is loaded strictly: the loader has seen these names, dtypes and shapes before.
-    The norms are always looked at.
+    The mean sizes of norms are computed without numpy.
     """
     source = changed(tensors=tensors, config=lambda config: config.pop("vocab_size"))
     if tensors is with_spare_rows:  # the table is padded for one token beyond a multiple of 64
@@ -372,7 +372,7 @@ def test_a_warm_job_imports_only_what_it_computes_with(
         "--output",
     )
     assert run(*command, "cold").code == 0
-    assert heavy(*command, "warm") == {"numpy"}
+    assert heavy(*command, "warm") == ({"numpy"} if tensors is len else set())
     cold, warm = (
         {path.name: path.read_bytes() for path in Path(name).iterdir()} for name in ("cold", "warm")
     )

@@ -16,7 +16,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from llava_remap.core.dtypes import DTYPE_BITS, FLOATS, cast, from_float64, is_finite, to_float64
+from llava_remap.core.dtypes import (
+    DTYPE_BITS,
+    FLOATS,
+    cast,
+    few_floats,
+    from_float64,
+    is_finite,
+    to_float64,
+)
 from llava_remap.core.dtypes import numbers as read_numbers
 
 RUNS = settings(deadline=None)
@@ -106,6 +114,17 @@ def test_every_pattern_reads_as_in_torch(dtype: str) -> None:
         ours, by_torch(ALL_PATTERNS.tobytes(), dtype)
     )  # NaN equals NaN here
     np.testing.assert_array_equal(np.signbit(ours), ALL_PATTERNS >= 0x8000)
+
+
+@pytest.mark.parametrize("dtype", ["F16", "BF16", "F32", "F64"])
+def test_a_few_floats_without_numpy_are_those_of_torch(dtype: str) -> None:
+    raw = ALL_PATTERNS.tobytes()
+    np.testing.assert_array_equal(few_floats(raw, dtype), by_torch(raw, dtype))
+
+
+def test_whole_numbers_are_not_floats() -> None:
+    with pytest.raises(ValueError, match="I64 is not a float"):
+        few_floats(bytes(8), "I64")
 
 
 @pytest.mark.parametrize("dtype", ["F16", "BF16"])

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llava_remap.core.problem import RemapError
-from llava_remap.execute import Recipe, apart, blocks, gather
+from llava_remap.execute import Recipe, apart, blocks, gather, merge
 from llava_remap.execute.gather import in_order
 from llava_remap.execute.merge import Merged
 from llava_remap.planning import Box, Cast, Mapped, Part, blocks_between
@@ -35,6 +35,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
         patched.setattr(gather, "READ_NBYTES", 24)
         patched.setattr(gather, "_GAP_NBYTES", 8)
         patched.setattr(gather, "_STRIP", 2)
+        patched.setattr(gather, "_FEW_ROWS", 1)
+        patched.setattr(gather, "ROW_NBYTES", 6)
         yield patched
 
 
@@ -190,7 +192,7 @@ def test_boxes_of_a_sum_have_its_bits(
     small: pytest.MonkeyPatch,
 ) -> None:
     """Whatever rows and columns are computed together, the bits are those of the whole sum."""
-    small.setattr(gather, "BLOCK_ELEMENTS", elements)
+    small.setattr(merge, "BLOCK_ELEMENTS", elements)
     w, a, b = triple(dtype, "F16")
     number = {"F16": "<u2", "BF16": "<u2", "F32": "<u4"}[dtype]
     whole = np.frombuffer(merged(w, a, b, 0.7), number)
