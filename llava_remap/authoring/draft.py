@@ -48,13 +48,13 @@ from llava_remap.rulefile import (
 from llava_remap.rulefile.yaml_write import quoted
 from llava_remap.target_model import TEXT_KIND, read_vocabulary, unknown_target
 
-#: Keys of a LLaVA's config that distinguish families with the same names. The keys of the second
-#: tuple count only where the config has them.
+#: Keys of a LLaVA config that distinguish families with the same names. The keys of the second
+#: tuple count only if the config has them.
 _FAMILY, _FAMILY_IF_THERE = (
     ("image_aspect_ratio", "mm_patch_merge_type"),
     ("mm_projector_type", "mm_newline_position"),
 )
-#: How many modules around the whole model are taken off to find a family.
+#: The most wrapping modules that are removed to find a family.
 _MOST_WRAPPED = 3
 #: The language model in the classic layout.
 _LANGUAGE = "language_model"
@@ -68,9 +68,9 @@ class Draft:
         output: its path.
         given, wanted: the sources and the target from which the file was made.
         found: the inference.
-        text_model: the `model_type` of the language model, as far as it is known.
-        notes: the other guesses, in words.
-        config_problems: differences to the target's config that the file can't express.
+        text_model: the `model_type` of the language model; empty if it is unknown.
+        notes: further guesses, in words.
+        config_problems: differences from the target's config that the file can't express.
     """
 
     output: Path
@@ -99,32 +99,32 @@ class Draft:
             (
                 "LR301",
                 inside,
-                f"{counted(len(inside), 'tensor')} in the language model{kind} that nothing in "
-                "the target takes.",
-                "The model computes with them, so they are not dropped. If its language model is "
-                "another one, give a config.json with the text_config of that one: --to "
-                "config.json.",
+                f"{counted(len(inside), 'tensor')} in the language model{kind} have no "
+                "counterpart in the target.",
+                "The model computes with them, so they are not dropped. If the checkpoint has "
+                "another language model, give a config.json with the text_config of that language "
+                "model: --to config.json.",
             ),
             (
                 "LR301",
                 beside,
-                f"{counted(len(beside), 'tensor')} that nothing in the target takes.",
+                f"{counted(len(beside), 'tensor')} have no counterpart in the target.",
                 "Map them. If the model doesn't compute with them, drop them with a reason; "
                 "--drop-rest writes such rules.",
             ),
             (
                 "LR302",
                 missing,
-                f"{counted(len(missing), 'parameter')} of the target for which nothing is found in "
-                "the checkpoint.",
-                "If another checkpoint has them, give it too: --from NAME=SRC.",
+                f"{counted(len(missing), 'parameter')} of the target have no counterpart in the "
+                "checkpoint.",
+                "If another checkpoint has them, give that checkpoint too: --from NAME=SRC.",
             ),
         )
         problems = [Problem(code, cause, fix, names) for code, names, cause, fix in kinds if names]
         if self.wanted.unsaid:
             fix = (
-                f"Write its type into {self.output}: `{TEXT_KIND}: {{const: TYPE}}`, as "
-                "config.json of that model has it."
+                f"Write the language model's type into {self.output}: `{TEXT_KIND}: "
+                "{const: TYPE}`, as that model's own config.json has it."
             )
             problems.append(Problem("LR112", self.wanted.unsaid, fix))
         return [*problems, *self.config_problems]
@@ -152,13 +152,14 @@ def draft_rules(
         target: the name of a class, a config.json, a manifest or a converted checkpoint.
         output: the file; it must not exist yet.
         answers: `FROM=TO` each, names or folded names.
-        drop_rest: whether tensors that nothing in the target takes are dropped, if the target
+        drop_rest: whether tensors without a counterpart in the target are dropped, if the target
             misses nothing. Tensors of the language model are never dropped.
-        ask: answers a question that neither names nor shapes answer; None leaves it open.
+        ask: answers a question that neither names nor shapes answer. The answer None leaves the
+            question open.
 
     Raises:
-        RemapError: LR305 where nothing matches; LR211 for an impossible target or answer;
-            LR508 for the output; as `open_names` and `derive_config`.
+        RemapError: LR305 if nothing matches; LR211 for an impossible target or answer; LR508 for
+            the output; as `open_names` and `derive_config`.
     """
     refuse_existing(output)
     given = open_sources(sources, load_rule_file(shipped_folder() / CONFIG).text.sources, offline)
@@ -176,11 +177,11 @@ def draft_rules(
             "LR305",
             f"no name in {given.location} could be matched with one of {wanted.location} by "
             "name and shape.",
-            "Is it the right target, and of the same size?",
+            "Check that the target is the right one and has the same size.",
         )
     frame, text_model, problems = _frame(given, wanted, found, modules, output)
     text = rule_file(frame, found)
-    loaded(text)  # before a user can take the file for a working one
+    loaded(text)  # before anyone can take the file for a working one
     write_new(output, text)
     problems += unknown_target(load_rule_file(output))
     return Draft(output, given, wanted, found, text_model, tuple(frame.unsure), tuple(problems))
@@ -193,7 +194,7 @@ def _infer(
     drop_rest: bool,
     ask: Callable[[Question], Group | None],
 ) -> Inference:
-    """The inference, after every question was asked once. Answers are added to `told`."""
+    """The inference after every question was asked once. Answers are added to `told`."""
     left_open: list[Segments] = []
     while True:
         found = infer(
@@ -218,8 +219,8 @@ def _infer(
 def _frame(
     given: Given, wanted: Wanted, found: Inference, modules: Mapping[str, str], output: Path
 ) -> tuple[Frame, str, list[Problem]]:
-    """The fields of the file beside the names, the kind of the language model, and differences to
-    the target's config that the file can't express.
+    """The fields of the file other than `names`, the kind of the language model, and differences
+    from the target's config that the file can't express.
     """
     main = given.main
     extends = [*CLEAN]
@@ -230,8 +231,8 @@ def _frame(
     sources, notes = _source_lines(given, found, modules)
     if given.names_alone:
         notes.append(
-            "shapes: only names are known, so none were compared; `apply --dry-run` on "
-            "the weights does that"
+            "shapes: only names are known, so no shapes were compared; `apply --dry-run` on the "
+            "weights compares them"
         )
     if wanted.class_name and _LANGUAGE in {name.split(".")[0] for name in wanted.shapes}:
         config = config_part(wanted.class_name)
@@ -243,8 +244,8 @@ def _frame(
         extends += [config, LOOK_ALIKES, *pad, *([] if is_square else [ONE_SQUARE]), *chat]
         if "vision_tower" not in given.checkpoints:
             sources.append(
-                "vision_tower: {optional: true, use: [config, processor]}      # for a tower of "
-                "other sizes than a stock one"
+                "vision_tower: {optional: true, use: [config, processor]}      # for a tower with "
+                "other sizes than a stock tower"
             )
         is_whole = inner(wanted.config, "text_config") and given.configs and not given.names_alone
         if is_whole:
@@ -260,20 +261,20 @@ def _frame(
         remarks = (
             (
                 not is_square,
-                f"image_aspect_ratio: {shape} cuts pictures into tiles, and for "
-                f"{wanted.class_name} a picture is one square. Classes with tiles are "
+                f"image_aspect_ratio: {shape} cuts pictures into tiles, but {wanted.class_name} "
+                "takes a picture as one square. Classes with tiles are "
                 "LlavaNextForConditionalGeneration and LlavaOnevisionForConditionalGeneration",
             ),
             (True, chat_note),
             (not is_whole and wanted.unsaid, f"target.config.{TEXT_KIND}: {wanted.unsaid}"),
             (
                 not is_whole and not wanted.unsaid and not wanted.text_model,
-                f"target.config: {location} has no whole config whose values could be taken over",
+                f"target.config: {location} has no whole config whose values could be used",
             ),
             (
                 wanted.class_name not in shipped,
-                f"no shipped file is for {wanted.class_name}: what {config} doesn't say of its "
-                "config is the class's default",
+                f"no shipped file is for {wanted.class_name}: config values that {config} doesn't "
+                "give are the class's defaults",
             ),
             (processor, f"the processor {expected}: taken from the name of the class"),
         )
@@ -296,7 +297,7 @@ def _frame(
 
 
 def _detect(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Values of the config that distinguish the family; empty for a config of no LLaVA."""
+    """Values of the config that distinguish the family; empty if the config isn't a LLaVA's."""
     config = checkpoint.config or {}
     if not any(key.startswith("mm_") for key in config):
         return {}
@@ -313,21 +314,20 @@ def _source_lines(
     taken = {given.owners[name] for pair in found.matches for name in pair.source.names}
     for source, checkpoint in list(given.checkpoints.items())[1:]:
         if checkpoint.pairs and source not in taken:
-            continue  # an adapter: its pairs go where the names of their base go
+            continue  # an adapter: its pairs follow the names of their base
         beside = "processor" if source == "vision_tower" else "tokenizer"
         said = {"use": f"[tensors, config, {beside}]" if source in taken else f"[config, {beside}]"}
         if source in modules:
             said["select"] = quoted(f"{modules[source]}.{{rest...}}")
             notes.append(
                 f"sources.{source}: only its module `{modules[source]}` is taken; the target "
-                "misses nothing else"
+                "needs nothing else from it"
             )
         if given.prefixes[source] and source in taken:
             said["prefix"] = quoted(given.prefixes[source])
         if source not in taken and checkpoint.catalog:
             notes.append(
-                f"sources.{source}: it has nothing that the target misses, so none of its tensors "
-                "is taken"
+                f"sources.{source}: the target needs none of its tensors, so none is taken"
             )
         lines.append(
             f"{source}: {{optional: false, "
@@ -338,7 +338,7 @@ def _source_lines(
 
 def _chat(checkpoint: Checkpoint) -> tuple[list[str], str]:
     """The parts with chat templates of the shipped rule file that takes the most names, and a note
-    on that guess. A prefix that all names share is taken off before.
+    on that guess. A prefix that all names share is removed first.
     """
     bare = checkpoint
     for _ in range(_MOST_WRAPPED):
@@ -354,24 +354,23 @@ def _chat(checkpoint: Checkpoint) -> tuple[list[str], str]:
     chat = [name for name, _ in texts if name in shipped_chat_parts()]
     possible = ", ".join(_possible_chats(checkpoint))
     find_out = (
-        "The training's command says it (`--version`), and each part's first line what it is for"
-        + (f"; by tokenizer and config it can be {possible}" if possible else "")
+        "The training's command line has it (`--version`), and each part's first line says what "
+        "the part is for" + (f". Tokenizer and config allow {possible}" if possible else "")
     )
     if chat:
         return chat, (
-            f"{', '.join(chat)}: as {best.rules} has them; tensors don't show how a model was "
-            f"trained to chat. {find_out}"
+            f"{', '.join(chat)}: taken from {best.rules}; tensors don't show the chat format of "
+            f"the training. {find_out}"
         )
     return chat, (
-        f"no chat template: no shipped family is near. {find_out}. Add the part to `extends` "
-        f"({', '.join(shipped_chat_parts())}), or write "
-        "processor.chat_template"
+        f"no chat template: no shipped family is similar. {find_out}. Add the part to `extends` "
+        f"({', '.join(shipped_chat_parts())}), or write processor.chat_template"
     )
 
 
 def _possible_chats(checkpoint: Checkpoint) -> list[str]:
-    """The shipped parts with a chat template that may be for the checkpoint's tokenizer and kind of
-    language model; empty without a tokenizer.
+    """The shipped parts with a chat template that can be right for the checkpoint's tokenizer and
+    kind of language model; empty without a tokenizer.
     """
     folder = checkpoint.folder
     if folder is None or (vocabulary := read_vocabulary(folder)) is None:

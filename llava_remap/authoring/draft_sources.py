@@ -20,9 +20,9 @@ from llava_remap.rewrite.infer import Group, Segments, Shape, fold, grows, unfol
 from llava_remap.rulefile import Source, load_rule_file, shipped_folder
 from llava_remap.source.sources import is_there
 
-#: The shared parts that clean names up before anything is inferred.
+#: The shared parts that clean up names before the inference.
 CLEAN = ("parts/wrappers.yaml", "parts/buffers.yaml")
-#: The source that a bare `--from` names.
+#: The source that a `--from` without a name gives.
 FIRST = "model"
 T = TypeVar("T")
 _NAMED = re.compile(r"([A-Za-z][A-Za-z0-9_]*)=(.+)", re.DOTALL)
@@ -33,7 +33,7 @@ class Given:
     """Checkpoints by source name, the main one first.
 
     Attributes:
-        checkpoints: each as it was opened.
+        checkpoints: the opened checkpoints.
         prefixes: the prefix of each checkpoint's names, so that no two checkpoints share a name.
         tensors: the tensors of all checkpoints, by the name that rules see: with the prefix, but
             without wrappers and buffers.
@@ -65,7 +65,7 @@ class Given:
 
     @property
     def names_alone(self) -> bool:
-        """Whether only the names are known of some checkpoint; then no shapes are compared."""
+        """Whether some checkpoint has only names. Then no shapes are compared."""
         return any(checkpoint.form == NAMES_ALONE for checkpoint in self.checkpoints.values())
 
     @property
@@ -81,8 +81,8 @@ def open_sources(given: Sequence[str], known: Mapping[str, Source], offline: boo
     """Open `[NAME=]SRC` arguments.
 
     Args:
-        known: the sources that the draft inherits. A source that overrides others may be less than
-            a model.
+        known: the sources that the draft inherits. A source that overrides others needn't be a
+            whole model.
 
     Raises:
         RemapError: LR211 for a name that is given twice or without a first source; as `open_names`.
@@ -95,14 +95,14 @@ def open_sources(given: Sequence[str], known: Mapping[str, Source], offline: boo
             raise refuse(
                 "LR211",
                 f"source `{name}` is given twice: {named[name]} and {location}.",
-                "Write --from NAME=SRC.",
+                "Give each source another name: --from NAME=SRC.",
             )
         named[name] = location
     if FIRST not in named:
         raise refuse(
             "LR211",
             f"no checkpoint is given for source `{FIRST}`.",
-            f"Give it: --from {FIRST}=SRC.",
+            f"Give one: --from {FIRST}=SRC.",
         )
     named = {FIRST: named[FIRST], **named}
     checkpoints = {
@@ -131,20 +131,20 @@ def open_sources(given: Sequence[str], known: Mapping[str, Source], offline: boo
 
 
 def unknown_shapes(names: Iterable[str]) -> dict[str, Shape]:
-    """Stand-ins for shapes where only names are known. A bias and a weight get different shapes."""
+    """Stand-ins for unknown shapes. A bias and a weight get different shapes."""
     return {name: (0,) if name.endswith("bias") else () for name in names}
 
 
 def select_modules(
     given: Given, taken: Iterable[str], left: Collection[str]
 ) -> tuple[Given, dict[str, str]]:
-    """Leave out the tensors of further sources that aren't taken, if one module holds all taken
-    tensors of the source and no others.
+    """Leave out the unused tensors of further sources, if one module of the source holds all of its
+    used tensors and no others.
 
-    CLIP's own checkpoint, for example, has a half for text, which no target misses.
+    CLIP's own checkpoint, for example, has a text encoder that no target needs.
 
     Args:
-        taken, left: names as rules see them, of all sources.
+        taken, left: the used and the unused names of all sources, as rules see them.
 
     Returns:
         The sources without the tensors left out, and the module by source.
@@ -189,7 +189,7 @@ def read_answers(
         if not equals:
             raise refuse(
                 "LR211",
-                f"--map {text}: it is FROM=TO.",
+                f"--map {text} isn't of the form FROM=TO.",
                 "Write names, or folded names: layers.{0..31}.up.weight.",
             )
         source = _group(text, one, sources, "source")
@@ -205,7 +205,7 @@ def read_answers(
             why = f"{source.folded} and {target.folded} have different layers"
             raise refuse(
                 "LR211",
-                f"--map {text}: {'one of them is mapped twice' if twice else why}.",
+                f"--map {text}: {'one of the two groups is mapped twice' if twice else why}.",
                 "Map a group to a group with the same layers, each group once.",
             )
         if any(
@@ -237,7 +237,7 @@ def _group(text: str, name: str, groups: Sequence[Group], side: str) -> Group:
 
 
 def cleaned(named: Mapping[str, T]) -> tuple[dict[str, T], int]:
-    """Values by name without wrappers and without stored buffers, and how many were dropped."""
+    """Values by name, without wrappers and stored buffers, and the number of dropped names."""
     programs = [compile_rules(load_rule_file(shipped_folder() / part)) for part in CLEAN]
     clean = dict(named)
     for program in programs:

@@ -34,11 +34,11 @@ from llava_remap.target_model import (
     wanted_parameters,
 )
 
-#: The shared parts that an inferred file extends. They say what the LLaVA family has in common,
-#: except names.
+#: The shared parts that an inferred file extends. They have everything that LLaVA families have in
+#: common, except names.
 CONFIG = "parts/llava-config.yaml"
 LOOK_ALIKES = "parts/look-alikes.yaml"
-#: The part that pads pictures where the config says so, by class.
+#: The part that pads pictures if the config asks for padding, by class.
 PADS = {
     "LlavaForConditionalGeneration": "parts/pad.yaml",
     "VipLlavaForConditionalGeneration": "parts/pad-named.yaml",
@@ -59,9 +59,8 @@ _TOWER_MARK = "embeddings.patch_embedding.weight"
 _TOWER = "vision_tower.vision_model."
 _CLASS = re.compile(r"[A-Z][A-Za-z0-9]*")
 _FORMS = (
-    "TARGET is a class of transformers (with a SRC that has its config.json), a config.json that "
-    "names one in `architectures`, "
-    "a manifest, or a converted checkpoint."
+    "TARGET is a class of transformers (if SRC has a config.json), a config.json that names a "
+    "class in `architectures`, a manifest, or a converted checkpoint."
 )
 
 
@@ -70,12 +69,12 @@ class Wanted:
     """The parameters that are wanted.
 
     Attributes:
-        location: where they were read from, in words.
-        shapes: name → shape, in the classic layout where the layout is known.
+        location: where the parameters were read from, in words.
+        shapes: name → shape; names are in the classic layout if the target's layout is known.
         tied: names that need no source.
-        class_name, config: the target's, where they are known.
-        text_model: the language model's `model_type`, where the source's config tells it.
-        unsaid: why the `model_type` is unknown, in words; empty where it is known.
+        class_name, config: the target's class and config, if they are known.
+        text_model: the language model's `model_type`, if the source's config gives it.
+        unsaid: why the `model_type` is unknown, in words; empty if it is known.
     """
 
     location: str
@@ -126,13 +125,15 @@ def read_wanted(target: str, given: Given, offline: bool) -> Wanted:
 
 
 def inner(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """The part of a config under a key; empty where there is none."""
+    """The section of a config under a key; empty if the config has no such section."""
     found = config.get(key)
     return found if isinstance(found, Mapping) else {}
 
 
 def _classic(shapes: Mapping[str, Shape]) -> Mapping[str, Shape]:
-    """Names in the classic layout. The present layout is the layout whose rules take every name."""
+    """Names in the classic layout. The present layout is recognised as the layout whose rules take
+    every name.
+    """
     for path in sorted((shipped_folder() / "layouts").glob("*.yaml")):
         program = compile_rules(load_rule_file(path))
         taken = {name: program.rewrite(name).target for name in shapes}
@@ -145,7 +146,9 @@ def _of_config(location: str, config: Mapping[str, Any]) -> Wanted:
     """The parameters of the class that a config.json names."""
     named = config.get("architectures")
     if not isinstance(named, list) or not named or not isinstance(named[0], str):
-        raise refuse("LR211", f"--to {location}: it names no class in `architectures`.", _FORMS)
+        raise refuse(
+            "LR211", f"--to {location}: the config names no class in `architectures`.", _FORMS
+        )
     if not inner(config, "text_config") or not inner(config, "vision_config"):
         raise refuse(
             "LR211", f"--to {location}: the config has no text_config and vision_config.", _FORMS
@@ -155,17 +158,17 @@ def _of_config(location: str, config: Mapping[str, Any]) -> Wanted:
 
 
 def _of_class(class_name: str, given: Given) -> Wanted:
-    """The parameters of a class, with the config that the sources' own configs and the tower's
-    tensors give.
+    """The parameters of a class, with a config derived from the sources' configs and the tower's
+    tensors.
 
-    Tower and embedding are found by the ends of their names, wherever they are. Where only names
-    are known, the shapes are stand-ins.
+    Tower and embedding are found by the ends of their names, under any prefix. If only names are
+    known, the shapes are stand-ins.
     """
     if not given.configs:
         raise refuse(
             "LR211",
-            f"--to {class_name}: {given.location} has no config, so that of the target isn't "
-            "known.",
+            f"--to {class_name}: {given.location} has no config, so the target's config is "
+            "unknown.",
             _FORMS,
         )
     towers = sorted(
@@ -175,7 +178,8 @@ def _of_class(class_name: str, given: Given) -> Wanted:
         name.endswith(".q_proj.bias") and not name.startswith(tuple(towers))
         for name in given.shapes
     )
-    # If the kind is unknown, a kind with the same names stands in; biases of attention show which.
+    # If the kind is unknown, another kind with the same names stands in. Attention biases show
+    # which.
     rules, text, unsaid = language_model(class_name, given.configs, "qwen2" if biased else "llama")
     if not text.embedding:
         raise refuse(
@@ -186,12 +190,16 @@ def _of_class(class_name: str, given: Given) -> Wanted:
     table = ".".join(text.embedding.split(".")[-2:])
     embeddings = [name for name in given.shapes if name.endswith(table)]
     if not towers or not embeddings:
-        what = "vision tower" if not towers else "table of embeddings"
-        fix = "If it lies elsewhere, give that too: --from vision_tower=DIR. " if not towers else ""
+        what = "vision tower" if not towers else "table of token embeddings"
+        fix = (
+            ("If another checkpoint has the tower, give that too: --from vision_tower=DIR. ")
+            if not towers
+            else ""
+        )
         raise refuse(
             "LR211",
             f"--to {class_name}: no {what} is recognised in {given.location}, so the target's "
-            "config can't be worked out.",
+            "config can't be derived.",
             fix + _FORMS,
         )
     shapes = given.shapes
@@ -213,7 +221,7 @@ def _of_class(class_name: str, given: Given) -> Wanted:
         asked = wanted_parameters(
             class_name, derive_config(rules, configs, found, tokens, text).config
         )
-    except RemapError as error:  # the fix for `apply`, another source, can't be given here
+    except RemapError as error:  # the fix is for `apply`: here no other source can be given
         fix = f"Give another TARGET. {_FORMS}"
         raise RemapError([replace(problem, fix=fix) for problem in error.problems]) from error
     return Wanted(
@@ -230,16 +238,17 @@ def _of_class(class_name: str, given: Given) -> Wanted:
 def language_model(
     class_name: str, configs: Sequence[Mapping[str, Any]], stand_in: str
 ) -> tuple[RuleFile, TextModel, str]:
-    """The language model of the sources' configs, and the rule file without names that finds it.
+    """The language model of the sources' configs, and the rule file without names that determined
+    it.
 
-    If the configs don't tell its kind, a language model with the same names stands in, so that
-    names can be compared. The text then says why the kind is unknown.
+    If the configs don't give its kind, a language model with the same names stands in, so that
+    names can be compared. The returned text then says why the kind is unknown.
 
     Args:
         stand_in: the `model_type` of that language model.
 
     Raises:
-        RemapError: as `text_model_of`, for other reasons.
+        RemapError: as `text_model_of`, except for an unknown kind.
     """
     rules = bare_rules(class_name)
     try:
@@ -253,7 +262,7 @@ def language_model(
 
 
 def bare_rules(class_name: str, constants: Mapping[str, tuple[Any, str]] | None = None) -> RuleFile:
-    """The rule file of a draft for a class, without any names."""
+    """The rule file of a draft for a class, without `names`."""
     frame = Frame(
         "draft",
         "draft",
@@ -266,7 +275,7 @@ def bare_rules(class_name: str, constants: Mapping[str, tuple[Any, str]] | None 
 
 
 def config_part(class_name: str) -> str:
-    """The shared part that says most of a class's config and processors."""
+    """The shared part with most of a class's config and processors."""
     return shipped_class_part(model_type_of(class_name)) or CONFIG
 
 

@@ -272,14 +272,14 @@ def explain_names(
     if not names and not given:
         raise refuse(
             "LR211",
-            "there is no name to explain.",
+            "no name to explain was given.",
             "Give names of tensors, or --source SRC for all of a checkpoint.",
         )
     if "" in names:
         raise refuse(
             "LR211",
             "a name to explain is empty.",
-            "Give the name of a tensor, as the checkpoint has it.",
+            "Give a tensor's name as it is stored in the checkpoint.",
         )
     wanted = list(dict.fromkeys(names))
     known = _read(rules, given, wanted, offline)
@@ -321,15 +321,15 @@ def _moves(
     from llava_remap.planning.regions import in_words
 
     if not given:
-        return {}, "no checkpoint is given, so sizes aren't known"
+        return {}, "no checkpoint is given, so sizes are unknown"
     if known.names_alone:
-        return {}, "only names are known of the checkpoint, and no sizes"
+        return {}, "only the checkpoint's names are known, not its sizes"
     if rules.text.target is None or not rules.text.target.is_said:
-        return {}, "the rule file has no target, so sizes aren't known"
+        return {}, "the rule file has no target, so sizes are unknown"
     try:
         plan = plan_mapping(rules.path, given, Options(dry_run=True, offline=offline)).plan
     except RemapError as error:
-        return {}, f"sizes aren't known: {error.problems[0].cause}"
+        return {}, f"sizes are unknown: {error.problems[0].cause}"
     moves: dict[tuple[str, str], list[Move]] = {}
     shapes: dict[tuple[str, str], Shape] = {}
     for mapped in plan.mapped:

@@ -84,7 +84,7 @@ def read_names(rules: RuleFile, given: Sequence[str], *, offline: bool = False) 
         raise refuse(
             "LR211",
             f"`{rules.name}` names no sources: it is a part of other rule files.",
-            "Leave --source out, or give a rule file that extends it.",
+            "Leave out --source, or give a rule file that extends this part.",
         )
     named = name_sources(list(rules.text.sources), given)
     first = rules.first_source
@@ -92,7 +92,7 @@ def read_names(rules: RuleFile, given: Sequence[str], *, offline: bool = False) 
         raise refuse(
             "LR211",
             f"no checkpoint is given for source `{first}`.",
-            f"Give it too: --source {first}=SRC.",
+            f"Give one: --source {first}=SRC.",
         )
     checkpoints = {
         name: open_names(
@@ -117,13 +117,20 @@ def read_names(rules: RuleFile, given: Sequence[str], *, offline: bool = False) 
     for name, checkpoint in checkpoints.items():
         source, total = rules.text.sources[name], len(checkpoint.catalog)
         if "tensors" not in source.use:
-            aside[name] = f"none of {total} names: only its {', '.join(source.use)} would be used"
+            aside[name] = (
+                f"none of {total} names: only the source's {', '.join(source.use)} would be used"
+            )
         elif name in beside:
-            aside[name] = f"none of {total} names: `{first}` has its own, `{source.used_if_absent}`"
+            aside[name] = (
+                f"none of {total} names: `{first}` has these tensors itself, "
+                f"`{source.used_if_absent}`"
+            )
         elif len(names[name]) < total:
-            which = "the others are an adapter's pairs, or replaced"
+            which = "the others are an adapter's pairs, or are replaced"
             if source.selected:
-                which = f"those that are {' or '.join(f'`{one}`' for one in source.selected)}"
+                which = (
+                    f"only names that match {' or '.join(f'`{one}`' for one in source.selected)}"
+                )
             aside[name] = f"{len(names[name])} of {total} names: {which}"
     alone = any(checkpoint.form == NAMES_ALONE for checkpoint in checkpoints.values())
     return NameSet(
@@ -172,7 +179,7 @@ def _listed(path: Path) -> list[str]:
     if too_long or odd or not names:
         cause = f"has more than {_LARGEST_LIST} bytes" if too_long else "has no names"
         if odd:
-            cause = f"is no list of names: a line is `{odd[:60]}`"
+            cause = f"isn't a list of names: one line is `{odd[:60]}`"
         raise refuse("LR102", f"{path} {cause}.", _GIVE_LIST)
     return names
 

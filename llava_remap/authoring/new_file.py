@@ -15,7 +15,9 @@ def refuse_existing(output: Path) -> None:
         raise refuse("LR508", f"{output}: {error}.", "Give another --output.") from None
     if there:
         raise refuse(
-            "LR508", f"{output} is there, and nothing is overwritten.", "Give another --output."
+            "LR508",
+            f"{output} exists already, and nothing is overwritten.",
+            "Give another --output.",
         )
 
 

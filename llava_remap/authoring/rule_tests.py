@@ -107,7 +107,7 @@ def run_rule_tests(
     if update and missing:
         if any(test.status == "failed" for test in tests):
             missing = [
-                Untested(rule.rule, why="nothing is added to a file whose tests fail")
+                Untested(rule.rule, why="no test is added to a file whose tests fail")
                 for rule in missing
             ]
         else:
@@ -122,7 +122,7 @@ def _written(rules: RuleFile, missing: Sequence[Untested], known: Known) -> list
     made = [test for test in tests if test is not None]
     if made:
         _add(rules, [test for at, test in enumerate(made) if test not in made[:at]])
-    why = "no name is known that it takes: give --source SRC, or write the test by hand"
+    why = "no name is known that the rule takes: give --source SRC, or write the test by hand"
     return [
         Untested(rule.rule, test, why if test is None else "")
         for rule, test in zip(missing, tests, strict=True)
@@ -142,9 +142,9 @@ def _add(rules: RuleFile, tests: Sequence[NameTest]) -> None:
         if not _says(partial, rules, tests):
             raise refuse(
                 "LR201",
-                f"{path}: with tests behind the others, it would be read as something else, so it "
-                "is left as it was.",
-                "Let the file end in an empty line, or add the tests by hand.",
+                f"{path}: with the new tests at its end, the file would mean something else, so "
+                "it was not changed.",
+                "End the file with an empty line, or add the tests by hand.",
             )
 
     replace_file(path, text.encode("utf-8"), check=check)

@@ -21,8 +21,8 @@ from llava_remap.rulefile import RuleFile
 
 FORMAT, FORMAT_VERSION = "llava-remap/snapshot", 1
 _FIX = (
-    "Take the file as it was from version control; or delete it and make it again: rules test "
-    "RULES --source SRC --update."
+    "Restore the file from version control, or delete it and make it again: rules test RULES "
+    "--source SRC --update."
 )
 
 _AGAIN = (
@@ -106,7 +106,7 @@ def run_snapshots(rules: RuleFile, live: NameSet | None, *, update: bool) -> lis
         if update:
             _write(wanted, rules, _taken(rules, live))
         status: Status = "written" if update else "missing"
-        why = "" if update else "it is missing; --update writes it"
+        why = "" if update else "the snapshot is missing; --update writes it"
         count = sum(map(len, live.names.values()))
         results.append(SnapshotResult(wanted, status, count, why=why))
     return results
@@ -117,8 +117,8 @@ def _compared(rules: RuleFile, file: Path, live: NameSet | None, *, update: bool
     count = sum(map(len, old.outcomes.values()))
     unknown = sorted(_asked(rules) - set(old.names.config)) if old.names.config is not None else []
     asked = (
-        f"rules ask for `{'`, `'.join(unknown)}` of the config, which the snapshot lacks; "
-        "--source SRC --update adds it"
+        f"rules read `{'`, `'.join(unknown)}` of the config, which the snapshot lacks; --source "
+        "SRC --update adds it"
     )
     if unknown and live is None:
         return SnapshotResult(file, "missing", count, why=asked)
@@ -237,8 +237,8 @@ def _write(file: Path, rules: RuleFile, snapshot: Snapshot) -> None:
     except OSError as error:
         raise refuse(
             "LR508",
-            f"{file.parent} can't be made: {error.strerror}.",
-            "Put the rule file where you may write.",
+            f"{file.parent} can't be created: {error.strerror}.",
+            "Put the rule file into a folder that you may write to.",
         ) from None
     replace_file(file, (json.dumps(content, indent=1) + "\n").encode())
 
@@ -291,7 +291,8 @@ def _read(file: Path) -> Snapshot:
     ):
         raise refuse(
             "LR113",
-            f"{file}: `sources`, `config`, `fits`, `mapping` or `dropped` isn't of its kind.",
+            f"{file}: `sources`, `config`, `fits`, `mapping` or `dropped` has a value of the "
+            "wrong kind.",
             _FIX,
         )
     outcomes: dict[str, dict[str, Outcome]] = {source: {} for source in {**mapping, **dropped}}

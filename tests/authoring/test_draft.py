@@ -894,7 +894,7 @@ def test_the_note_on_chat_says_which_parts_can_be_meant(run: Run) -> None:
     command = ("rules", "new", "--from", "mine", "--to", LLAVA, "--output")
     out = " ".join(run(*command, "mine.yaml").out.split())
     possible = "parts/chat-llama-2.yaml, parts/chat-vicuna-human.yaml, parts/chat-vicuna.yaml"
-    assert f"by tokenizer and config it can be {possible} " in out
+    assert f"Tokenizer and config allow {possible} " in out
     for file in Path("mine").glob("*token*"):
         file.unlink()
     out = run(*command, "other.yaml").out

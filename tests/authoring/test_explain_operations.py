@@ -82,7 +82,7 @@ def test_without_a_checkpoint_there_are_no_sizes(fused_rules: Path, run: Run) ->
     assert found["operation"]["moves"] == []
     assert len(found["operation"]["targets"]) == 3
     ran = run("rules", "explain", fused_rules, WQKV)
-    assert "no checkpoint is given, so sizes aren't known" in ran.out
+    assert "no checkpoint is given, so sizes are unknown" in ran.out
     assert "split along axis 1, seen with axis 0 as [groups, *, size]" in ran.out
 
 

@@ -146,7 +146,10 @@ def test_another_number_fails(load: Load, case: str) -> None:
             "{from: [x.0.w1, x.0.w3], to: x.gate_up, shapes: {from: [[1], [1]], to: [3, 2]}}",
             "(rows 1..2 of x.gate_up are left)",
         ),
-        ("{from: h.a, to: model.a, shapes: {from: [1], to: [1]}}", "no operation takes the tensors"),
+        (
+            "{from: h.a, to: model.a, shapes: {from: [1], to: [1]}}",
+            "no operation takes the tensors",
+        ),
     ],
 )
 def test_sizes_that_dont_add_up_fail(load: Load, test: str, why: str) -> None:

@@ -181,7 +181,7 @@ def test_update_adds_nothing_to_a_file_whose_tests_fail(run: Run) -> None:
     before = rules.read_bytes()
     ran = run("rules", "test", rules, "--update")
     assert ran.code == 1
-    assert "nothing is added to a file whose tests fail" in ran.out
+    assert "no test is added to a file whose tests fail" in ran.out
     assert rules.read_bytes() == before
 
 
@@ -219,7 +219,7 @@ def test_update_that_would_change_what_the_file_says(run: Run) -> None:
     ran = run("rules", "test", rules, "--update")
     assert ran.code == 2
     assert "LR201" in ran.err
-    assert "Let the file end in an empty line" in ran.err
+    assert "End the file with an empty line" in ran.err
     assert files() == before
 
 
@@ -268,7 +268,7 @@ def test_a_snapshot_that_was_asked_for_is_missing(run: Run) -> None:
     assert told(ran) == [
         (
             "missing",
-            "mine.snapshots/llava-v1.5-7b.released.json: it is missing; --update writes it",
+            "mine.snapshots/llava-v1.5-7b.released.json: the snapshot is missing; --update writes it",
         )
     ]
     assert list(files()) == ["mine.yaml"]
@@ -399,7 +399,7 @@ def test_a_new_when_asks_for_what_a_snapshot_does_not_say(run: Run) -> None:
     rules = mine(when.partition("tests:")[0])
     ran = run("rules", "test", rules)
     assert ran.code == 1
-    assert "rules ask for `mm_hidden_size` of the config, which the snapshot lacks" in ran.out
+    assert "rules read `mm_hidden_size` of the config, which the snapshot lacks" in ran.out
     assert run("rules", "test", rules, "--source", RELEASED_7B, "--update").code == 0
     assert json.loads(path.read_text())["config"]["mm_hidden_size"] == 1024
     assert run("rules", "test", rules).code == 0
@@ -455,7 +455,7 @@ def test_a_folder_of_snapshots_that_cannot_be_made(run: Run) -> None:
         (("no-such-folder/x",), 3, "LR1"),
         (("",), 2, "LR211"),
         (("tower=x",), 2, "LR211"),
-        ((f"vision_tower={CLIP_L}",), 2, "Give it too: --source model=SRC"),
+        ((f"vision_tower={CLIP_L}",), 2, "Give one: --source model=SRC"),
         ((RELEASED_7B, RELEASED_7B), 2, "given twice"),
     ],
 )
@@ -557,7 +557,10 @@ def test_explain_all_names_of_sources(run: Run) -> None:
     sources = ("--source", RELEASED_7B, "--source", f"vision_tower={CLIP_L}")
     ran = run("rules", "explain", "llava-v1.5", *sources)
     assert ran.code == 0
-    assert "  vision_tower: 392 of 592 names: those that are `vision_model.{rest...}`" in ran.out
+    assert (
+        "  vision_tower: 392 of 592 names: only names that match `vision_model.{rest...}`"
+        in ran.out
+    )
     assert (
         "  model.layers.{0..31}.mlp.up_proj.weight → "
         "language_model.model.layers.{0..31}.mlp.up_proj.weight\n" in ran.out
@@ -586,7 +589,7 @@ def test_explain_a_tower_that_is_not_used(run: Run) -> None:
         f"vision_tower={CLIP_L}",
     )
     assert (
-        "vision_tower: none of 592 names: `model` has its own, `model.vision_tower.{rest...}`"
+        "vision_tower: none of 592 names: `model` has these tensors itself, `model.vision_tower.{rest...}`"
         in ran.out
     )
 
