@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 #: Use → the files of a checkpoint, other than weights, that it reads.
 BESIDE: Mapping[str, tuple[str, ...]] = {
-    "config": ("config.json", "generation_config.json"),
+    "config": ("config.json", "generation_config.json", "params.json"),
     "tokenizer": (
         "tokenizer.json",
         "tokenizer.model",
@@ -24,6 +24,7 @@ BESIDE: Mapping[str, tuple[str, ...]] = {
         "added_tokens.json",
         "vocab.json",
         "merges.txt",
+        "tekken.json",
     ),
     "processor": (
         "preprocessor_config.json",

@@ -35,7 +35,15 @@ from llava_remap.folder.processor import (
 from llava_remap.folder.scratch import json_bytes, scratch_folder, write_json
 from llava_remap.folder.tokenizer import write_tokenizer
 from llava_remap.rulefile import RuleFile
-from llava_remap.target_model import PlacedToken, TargetConfig, Vocabulary, read_beside
+from llava_remap.target_model import (
+    PlacedToken,
+    TargetConfig,
+    Vocabulary,
+    has_tekken,
+    lacks_library,
+    read_beside,
+    read_tekken,
+)
 
 #: Keys of the source's generation config that aren't written: they say who wrote the config, and
 #: for which code.
@@ -241,7 +249,7 @@ def generation_config(source: Mapping[str, Any], config: Mapping[str, Any]) -> d
 
 def keep_files(
     folder: Path | None,
-    config: Mapping[str, Any],
+    target: TargetConfig,
     vocabulary: Vocabulary | None,
     generation: Mapping[str, Any],
 ) -> dict[str, bytes]:
@@ -250,18 +258,23 @@ def keep_files(
 
     Args:
         folder: the source's folder; None for a manifest, which has none of these files.
-        config: the config that is written.
+        target: the config that is written, and the processor that the rule file makes of a config
+            of another form. It is written if the folder has none.
         vocabulary: the source's tokenizer files, or None.
         generation: the source's generation config; may be empty.
 
     Raises:
         RemapError: LR113 for files of the source that can't be read.
     """
+    config = target.config
     with scratch_folder() as scratch:
         write_json(scratch / "config.json", config)
         write_json(scratch / "generation_config.json", generation_config(generation, config))
         if folder is not None:
             processor = read_beside(folder, PROCESSOR)
+            if target.image_processor and not _has_processor(folder):
+                write_json(scratch / PREPROCESSOR, target.image_processor)
+                processor = {**target.processor}
             class_name = _processor_class(folder, processor)
             named = {"processor_class": class_name} if class_name else {}
             for key, file in _NESTED.items():
@@ -281,11 +294,31 @@ def keep_files(
         return {path.name: path.read_bytes() for path in sorted(scratch.iterdir())}
 
 
-def kept_notes(folder: Path | None, vocabulary: Vocabulary | None) -> list[Problem]:
-    """LR408 for a source without the parts of a processor: none is made up for it."""
+def _has_processor(folder: Path) -> bool:
+    return any(has_file(folder / file) for file in (PROCESSOR, PREPROCESSOR))
+
+
+def kept_notes(
+    folder: Path | None, vocabulary: Vocabulary | None, target: TargetConfig
+) -> list[Problem]:
+    """LR408 for a source without the parts of a processor, unless the rule file makes them of a
+    config of another form.
+    """
     absent = ["the tokenizer"] if vocabulary is None else []
-    if folder is None or not any(has_file(folder / file) for file in (PROCESSOR, PREPROCESSOR)):
+    if not target.image_processor and (folder is None or not _has_processor(folder)):
         absent.append("the image processor")
+    if folder is not None and vocabulary is None and lacks_library(folder):
+        return [
+            Problem(
+                "LR408",
+                "the source's tokenizer is Mistral's tekken.json, which mistral-common reads. It "
+                "isn't installed, so the folder has no tokenizer: the model opens, AutoProcessor "
+                "doesn't.",
+                "Install it (pip install mistral-common), or put a tokenizer.json beside the "
+                "source's weights, and convert again.",
+                lacks=True,
+            )
+        ]
     note = Problem(
         "LR408",
         f"the source has no files of {' and of '.join(absent)}, so the folder has none: the "
@@ -322,4 +355,7 @@ def _chat_template(folder: Path, processor: Mapping[str, Any]) -> str | None:
         processor,
         read_beside(folder, "tokenizer_config.json"),
     )
-    return next((t for c in contents if isinstance(t := c.get("chat_template"), str)), None)
+    found = next((t for c in contents if isinstance(t := c.get("chat_template"), str)), None)
+    if found is None and has_tekken(folder) and not has_file(folder / "tokenizer.json"):
+        return read_tekken(folder).chat_template
+    return found

@@ -19,7 +19,13 @@ from llava_remap.folder.scratch import (
     scratch_folder,
     write_json,
 )
-from llava_remap.target_model import TOKENIZERS, Vocabulary, read_beside
+from llava_remap.target_model import (
+    TOKENIZERS,
+    Vocabulary,
+    read_beside,
+    read_tekken,
+    tekken_encoder,
+)
 
 #: Classes that use SentencePiece with rules of their own.
 LLAMA = ("LlamaTokenizer", "LlamaTokenizerFast")
@@ -64,7 +70,7 @@ def open_source_tokenizer(
 
     The reference is the `tokenizer.json`; without one, the `tokenizer.model`, read by SentencePiece
     in the way of transformers' slow tokenizer; without either, the tokenizer that transformers
-    makes of the files.
+    makes of the files, or Mistral's own for a tekken.json.
 
     Args:
         text_model_type: the text model, whose usual tokenizer is used if the files name no class.
@@ -137,6 +143,10 @@ def _source(vocabulary: Vocabulary, text_model_type: str, images: Sequence[str])
             plain = LlamaTokenizer(read_file(model), added, roles | config)
             source = replace(source, other=plain.encode)
         return source
+    if not has_file(model) and not has_file(folder / "vocab.json"):  # Mistral's tekken.json
+        tokenizer = Tokenizer.from_str(read_tekken(folder).tokenizer)
+        added = _added(vocabulary, config, tokenizer.get_added_tokens_decoder())
+        return SourceTokenizer(tekken_encoder(folder), [(tokenizer, ())], config, added)
     import transformers
 
     # A general class, chosen by the model's type, would cut words differently.

@@ -372,8 +372,9 @@ def _small_files(
     try:
         generation = read_generation_config(folders)
         if file.target.as_ is not None:
-            folder = routed.checkpoints[file.first_source].folder
-            kept = keep_files(folder, derived.config.config, derived.vocabulary, generation)
+            kept = keep_files(
+                derived.image_processor, derived.config, derived.vocabulary, generation
+            )
             notes += program_notes(kept)
             return kept
         pads = (routed.text or {}).get("image_aspect_ratio") == "pad"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from llava_remap.checkpoint import Checkpoint
+from llava_remap.core.dtypes import FLOATS
 from llava_remap.core.problem import Problem, RemapError, refuse
 from llava_remap.folder.make import kept_notes
 from llava_remap.folder.processor import (
@@ -48,11 +49,13 @@ from llava_remap.target_model import (
     read_vocabulary,
     text_config,
     text_model_of,
+    translate_config,
     unknown_target,
     unread_keys,
     unread_of_towers,
     vocabulary_problems,
     wanted_parameters,
+    word_problems,
 )
 
 
@@ -61,6 +64,8 @@ class Derived:
     """The target, derived from rule file and sources.
 
     Attributes:
+        image_processor: the folder with the image processor; for a source that keeps its class and
+            config, the folder whose tokenizer and processor are kept.
         routes: the sources' tensors, moved as post-load rules say.
         norms_about_one: whether the language model's norms are known to have weights of about 1.
     """
@@ -190,25 +195,74 @@ def _derive_as_source(
     No row is added, so the tokenizer has to fit the rows that are there.
     """
     checkpoint = checkpoints[rules.first_source]
-    config = config_as_source(checkpoint)
+    translated = translate_config(rules, checkpoint)
+    config = config_as_source(
+        checkpoint, translated.config if translated else None, rules.target.config_file
+    )
+    if translated is not None:
+        config = replace(
+            config,
+            processor=translated.processor,
+            image_processor=translated.image_processor,
+            notes=translated.notes,
+        )
+    if dtype is None and "dtype" not in config.config:  # the loader takes that of the weights
+        dtype = next((t.dtype for t in routes.produced.values() if t.dtype in FLOATS), None)
     if dtype is not None:
         config = config.with_dtype(dtype)
     class_name = config.config["architectures"][0]
     target = wanted_parameters(class_name, config.config, layout)
+    if (
+        target.head in target.tied
+        and target.head in routes.produced
+        and not _says_tied(checkpoint.config or {})
+        and not _head_is_embedding(checkpoints, routes, target)
+    ):  # a class may tie by default, whatever was trained: Mistral3ForConditionalGeneration does
+        config = config.with_values(tie_word_embeddings=False)
+        target = wanted_parameters(class_name, config.config, layout)
     _check_prefixes(rules, target)
     target = replace(target, sizes=_sizes(rules, class_name, config.config, routes))
     embedding = target.embedding
     config = config.with_values(tie_word_embeddings=target.head in target.tied)
-    vocabulary = None if checkpoint.folder is None else read_vocabulary(checkpoint.folder)
+    folder = _folder_beside(rules, checkpoints)
+    vocabulary = None if folder is None else read_vocabulary(folder)
     rows = embedding_rows(routes.produced, embedding)
     said = config.config["text_config"]
     rows_after = target.shapes.get(embedding, (0,))[0]
     problems = vocabulary_problems(vocabulary, (), said, rows, rows_after, vocab, adds_rows=False)
-    notes = (*config.notes, *kept_notes(checkpoint.folder, vocabulary))
+    problems += word_problems(vocabulary, config)
+    notes = [*config.notes, *kept_notes(folder, vocabulary, config)]
+    notes += notices(rules, checkpoint.config or (translated.said if translated else {}))
     about_one = norms_about_one(config.config)
     return Derived(
-        target, routes, config, (), vocabulary, None, (), tuple(problems), notes, about_one
+        target,
+        routes,
+        config,
+        (),
+        vocabulary,
+        folder,
+        (),
+        tuple(problems),
+        tuple(notes),
+        about_one,
     )
+
+
+def _says_tied(config: Mapping[str, Any]) -> bool:
+    """Whether a config itself says that head and embedding are one tensor."""
+    return any(
+        isinstance(part, Mapping) and bool(part.get("tie_word_embeddings"))
+        for part in (config, config.get("text_config"))
+    )
+
+
+def _folder_beside(rules: RuleFile, checkpoints: Mapping[str, Checkpoint]) -> Path | None:
+    """The folder whose tokenizer and processor are kept: that of a source without tensors that was
+    given for them, or else the first source's.
+    """
+    sources = rules.text.sources
+    given = (c for name, c in checkpoints.items() if "tensors" not in sources[name].use)
+    return next(given, checkpoints[rules.first_source]).folder
 
 
 def _folders(
@@ -396,7 +450,7 @@ def _rows_of_base(rules: RuleFile, routes: Routes, embedding: str) -> int | None
 
 
 def _head_is_embedding(
-    checkpoints: Mapping[str, Checkpoint], routes: Routes, text: TextModel
+    checkpoints: Mapping[str, Checkpoint], routes: Routes, text: TextModel | Target
 ) -> bool:
     """Whether a source stores `lm_head` and `embed_tokens` as one tensor.
 

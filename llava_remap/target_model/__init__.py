@@ -34,6 +34,7 @@ from llava_remap.target_model.conversions import (
     read_conversion,
 )
 from llava_remap.target_model.known_keys import keys_without_use, unknown_target, unread_of_towers
+from llava_remap.target_model.other_form import Translated, translate_config, word_problems
 from llava_remap.target_model.presets import (
     IMAGE_PROCESSORS,
     SCALED_PICTURES,
@@ -42,6 +43,12 @@ from llava_remap.target_model.presets import (
     stock_name,
 )
 from llava_remap.target_model.source_files import odd_values, read_beside
+from llava_remap.target_model.tekken import (
+    has_tekken,
+    lacks_library,
+    read_tekken,
+    tekken_encoder,
+)
 from llava_remap.target_model.text_model import TextModel
 from llava_remap.target_model.tower import Tower, UnknownTowerError, has_stock_sizes, shapes_config
 from llava_remap.target_model.vocabulary import (
@@ -117,4 +124,11 @@ __all__ = [
     "unread_of_towers",
     "vocabulary_problems",
     "wanted_parameters",
+    "Translated",
+    "word_problems",
+    "translate_config",
+    "has_tekken",
+    "lacks_library",
+    "read_tekken",
+    "tekken_encoder",
 ]

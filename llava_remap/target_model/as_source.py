@@ -18,20 +18,29 @@ _GIVE = "Put the config.json beside the weights that transformers saved with the
 _PARTS = ("text_config", "vision_config")
 
 
-def config_as_source(checkpoint: Checkpoint) -> TargetConfig:
+def config_as_source(
+    checkpoint: Checkpoint,
+    translated: Mapping[str, Any] | None = None,
+    config_file: str | None = None,
+) -> TargetConfig:
     """The checkpoint's own config, with the keys of transformers 4.x and 5.x.
 
     Missing keys get the installed transformers' defaults, since defaults differ between versions.
     Present values are kept.
 
+    Args:
+        translated: the config that a rule file makes of the checkpoint's config of another form.
+        config_file: the name of the file with that config, if the rule file reads one.
+
     Raises:
         RemapError: LR112 for a config that contradicts itself, or that the installed transformers
             doesn't have for a model of text and pictures.
     """
-    own = checkpoint.config
+    own = checkpoint.config if translated is None else translated
     if own is None:
+        lacking = f"neither config.json nor {config_file}" if config_file else "no config.json"
         raise ConfigError.of(
-            "LR112", f"{checkpoint.location} has no config.json to say which model it is.", _GIVE
+            "LR112", f"{checkpoint.location} has {lacking} to say which model it is.", _GIVE
         )
     named = own.get("architectures")
     if not isinstance(named, list) or len(named) != 1 or not isinstance(named[0], str):

@@ -319,6 +319,11 @@ def _ask(class_name: str, kind: str | None, words: Mapping[str, str]) -> dict[st
     }
     for key, word in words.items():
         set_value(config, key, word)
+    tower = words.get("vision_config.model_type")
+    towers = [tower] if tower in classes else TOWER_DEFAULTS
+    pixels = _fields(*(classes[name] for name in towers))
+    if "rope_parameters" in pixels:
+        pixels |= {"rope_theta": {}, **dict.fromkeys(_ROPE, rope)}
     keys = {
         **own,
         "text_config": {
@@ -326,7 +331,7 @@ def _ask(class_name: str, kind: str | None, words: Mapping[str, str]) -> dict[st
             "rope_theta": {},
             **dict.fromkeys(_ROPE, rope),
         },
-        "vision_config": _fields(*(classes[name] for name in TOWER_DEFAULTS)),
+        "vision_config": pixels,
     }
     processors = {name for name in transformers.__all__ if name.endswith("Processor")}
     images, videos = (

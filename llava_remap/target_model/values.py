@@ -19,7 +19,7 @@ _RULE = "Mend the rule file there."
 @dataclass(frozen=True, slots=True)
 class Values:
     """Looks up values for a rule file. `target` is the new config, with the values of all earlier
-    keys.
+    keys; `file` is the file with the source's config.
     """
 
     source: Mapping[str, Any]
@@ -27,6 +27,7 @@ class Values:
     tokens: Sequence[PlacedToken]
     words: Collection[str]
     target: Mapping[str, Any]
+    file: str = "config.json"
 
     def of(self, where: str, value: ConfigValue) -> Any:
         value = self.chosen(where, value)
@@ -59,8 +60,14 @@ class Values:
             if self.hold(where, case.when):
                 return self.chosen(where, case)
         if value.cases:
+            asked = dict.fromkeys(key for case in value.cases for key in case.when)
+            said = {
+                key: self.source.get(key.removeprefix("source."))
+                for key in asked
+                if key.startswith("source.")
+            }
             raise ConfigError.of(
-                "LR112", f"no case of `{where}` holds for this tower ({dict(self.facts)})."
+                "LR112", f"no case of `{where}` holds for this model ({said | dict(self.facts)})."
             )
         return value
 
@@ -101,7 +108,7 @@ class Values:
             raise ConfigError.of(
                 "LR112",
                 f"`{where}` is read from `{key}`, which the source's config doesn't have.",
-                "Add it to the source's config.json.",
+                f"Add it to the source's {self.file}.",
             )
         if value.map is None:
             return found

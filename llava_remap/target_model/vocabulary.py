@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from llava_remap.checkpoint import has_file
 from llava_remap.core import Problem, quoted, refuse
 from llava_remap.rulefile import Token
 from llava_remap.target_model.source_files import read_beside
+from llava_remap.target_model.tekken import TEKKEN, has_tekken, read_tekken
 
 #: A padded embedding has a multiple of this many rows.
 _PADDED_TO = 64
@@ -53,24 +55,31 @@ class PlacedToken:
 
 def read_vocabulary(folder: Path) -> Vocabulary | None:
     """Read the tokenizer files of a folder: `tokenizer.json`, or else `tokenizer.model`, or else
-    `vocab.json`; None without these.
+    `vocab.json`, or else Mistral's `tekken.json`; None without these, and for a tekken.json without
+    the library that reads it.
 
     Raises:
         RemapError: LR113 for a file that can't be read.
     """
     added: dict[str, int] = {}
-    if has_file(folder / "tokenizer.json"):
-        base, added = _tokenizers_words(folder / "tokenizer.json")
+    own: dict[str, str] = {}
+    if has_file(file := folder / "tokenizer.json"):
+        base, added = _tokenizers_words(file, read_beside(folder, file.name))
     elif has_file(folder / "tokenizer.model"):
         base = _sentencepiece(folder / "tokenizer.model")
     elif has_file(folder / "vocab.json"):
         base = read_beside(folder, "vocab.json")
+    elif has_tekken(folder):
+        tekken = read_tekken(folder)
+        base, added = _tokenizers_words(folder / TEKKEN, json.loads(tekken.tokenizer))
+        own = tekken.special
     else:
         return None
     config = read_beside(folder, "tokenizer_config.json")
     added |= read_beside(folder, "added_tokens.json")
     added |= {_word(token): int(i) for i, token in config.get("added_tokens_decoder", {}).items()}
     special = {
+        **own,
         **read_beside(folder, "special_tokens_map.json"),
         **{k: v for k, v in config.items() if v is not None},
     }
@@ -88,9 +97,14 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
     )
 
 
-def _tokenizers_words(file: Path) -> tuple[dict[str, int], dict[str, int]]:
-    """Word → id in a `tokenizer.json`: the model's own words, and the added words."""
-    content = read_beside(file.parent, file.name)
+def _tokenizers_words(
+    file: Path, content: Mapping[str, Any]
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Word → id in the content of a `tokenizer.json`: the model's own words, and the added words.
+
+    Args:
+        file: the source's file, for messages.
+    """
     try:
         words = content["model"]["vocab"]
         base = (

@@ -23,7 +23,8 @@ from llava_remap.execute import FileDigest, digest_files
 from llava_remap.target_model.wanted import from_json, refuse_endless
 from llava_remap.verification.difference import File, Row
 
-_CONFIG, _GENERATION = BESIDE["config"]
+_CONFIG, _GENERATION, _PARAMS = BESIDE["config"]
+_TEKKEN = "tekken.json"  # a library that need not be here reads its words
 #: Files whose content transformers 5 keeps in `processor_config.json`, under these keys. It reads
 #: either place.
 _NESTED = {
@@ -35,6 +36,7 @@ _PROCESSOR = "processor_config.json"
 _NAMES = (
     _CONFIG,
     _GENERATION,
+    _PARAMS,
     ADAPTER_CONFIG,
     *_NESTED,
     _PROCESSOR,  # after the files whose content may be in it
@@ -85,7 +87,7 @@ def files_not_compared(a: Path, b: Path) -> list[str]:
 
 def _others(folder: Path) -> dict[str, FileDigest]:
     """The digests of a folder's files that aren't compared."""
-    compared = {*_NAMES, *(name for names in BESIDE.values() for name in names)}
+    compared = {*_NAMES, *(name for names in BESIDE.values() for name in names)} - {_TEKKEN}
     with readable(folder):
         paths = [
             path

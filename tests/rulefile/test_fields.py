@@ -432,7 +432,15 @@ def test_a_target_that_is_the_source(tmp_path: Path) -> None:
         ),
         (
             SOURCE + "tokens: [{text: x, role: pad}]\n",
-            "`target.as` goes with none of `tokens`, `post_load` and `processor`",
+            "`target.as` goes with neither `tokens` nor `post_load`",
+        ),
+        (
+            SOURCE + "processor: {class: X}\n",
+            "with `target.as`, a `processor` is for a `target.config_file`",
+        ),
+        (
+            SOURCE.replace("as: source", "class: X, config_file: params.json"),
+            "`config_file` goes with `as: source`",
         ),
         (
             SOURCE + "layouts: [clasic]\n",

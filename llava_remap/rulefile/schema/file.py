@@ -227,8 +227,15 @@ class RuleText(Part):
             (
                 self.target is not None
                 and self.target.as_ is not None
-                and (self.tokens or self.post_load or self.processor),
-                "`target.as` goes with none of `tokens`, `post_load` and `processor`",
+                and (self.tokens or self.post_load),
+                "`target.as` goes with neither `tokens` nor `post_load`",
+            ),
+            (
+                self.target is not None
+                and self.target.as_ is not None
+                and self.target.config_file is None
+                and self.processor is not None,
+                "with `target.as`, a `processor` is for a `target.config_file`",
             ),
             (
                 self.target is not None and self.target.is_said and missing,

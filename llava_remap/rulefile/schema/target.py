@@ -105,6 +105,13 @@ class Target(Part):
         description="source: class and config are those of the first source, whose config.json "
         "must be one of transformers. For models that transformers has, under other tensor names",
     )
+    config_file: str | None = Field(
+        None,
+        description="with `as: source`: a JSON file with a config of another form, such as "
+        "Mistral's params.json. If the source has this file and no config.json, class, config and "
+        "processor are those that the rule file makes of it; `from` names its keys (dots for "
+        "nested keys), and a key that no value reads is sorted by `config_keys`",
+    )
     config: dict[str, ConfigValue] = Field(
         {},
         description="key of the target's config (dots for nested keys) → where the value comes "
@@ -140,8 +147,13 @@ class Target(Part):
             "form",
             (
                 self.as_ is not None
+                and self.config_file is None
                 and (self.class_ is not None or self.config or self.text_models),
                 "`as` goes with none of `class`, `config` and `text_models`",
+            ),
+            (
+                self.config_file is not None and self.as_ is None,
+                "`config_file` goes with `as: source`",
             ),
         )
         return self
