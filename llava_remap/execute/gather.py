@@ -64,6 +64,8 @@ def in_order(
     width = DTYPE_BITS[dtype] // 8
     begin, last = start // width, -(-stop // width)
     step = min(window_nbytes(parts, width) // width, last - begin)
+    # A window that ends inside a row would have a block more, which reads from all of the source.
+    step -= step % row if (row := _row(parts[0])) < step else 0
     memory = memoryview(bytearray(step * width))
     with ExitStack() as stack:
         sources: list[tuple[Part, _Source | _Sum]] = []
@@ -89,6 +91,12 @@ def in_order(
             data = window[max(start - first * width, 0) : stop - first * width]
             for at in range(0, len(data), CHUNK_NBYTES):
                 yield bytes(data[at : at + CHUNK_NBYTES])
+
+
+def _row(part: Part) -> int:
+    """The distance of rows of the target tensor, in elements."""
+    axes = () if (block := part.block) is None else block.axes
+    return axes[-2].placed if len(axes) > 1 else 1
 
 
 class _Source:

@@ -11,14 +11,15 @@ in float64, with one rounding at the end.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llava_remap.checkpoint import Tensor
 from llava_remap.core import DTYPE_BITS, refuse
-from llava_remap.core.dtypes import from_float64, is_finite
+from llava_remap.core.dtypes import from_float64, is_finite, to_float64
 from llava_remap.execute.values import rows
 
 Matrix = NDArray[np.float64]
@@ -27,21 +28,26 @@ Matrix = NDArray[np.float64]
 BLOCK_ELEMENTS = 1 << 20
 
 
-class Merged:
-    """The sum for one tensor of a base, rounded to a dtype.
+class Pair:
+    """A LoRA pair, added to rows of a matrix.
 
     Args:
-        w, a, b: [rows, columns], [rank, columns] and [rows, rank].
+        name: of the matrix.
+        a, b: [rank, columns] and [rows, rank].
         dtype: the dtype that the sum is rounded to.
     """
 
-    def __init__(self, w: Tensor, a: Tensor, b: Tensor, scale: float, dtype: str) -> None:
-        self._w, self._b, self._dtype = w, b, dtype
+    def __init__(self, name: str, a: Tensor, b: Tensor, scale: float, dtype: str) -> None:
+        self._name, self._b, self._dtype = name, b, dtype
         self._a, self._scale = rows(a, 0, a.shape[0]), scale
         self._product: tuple[slice, _Product] | None = None
 
-    def block(self, first: int, last: int, columns: slice) -> bytes:
-        """Rows first..last of some columns, as bytes in row-major order.
+    def added(self, w: Matrix, first: int, columns: slice = slice(None)) -> bytes:
+        """The sum for some rows and columns of the matrix, as bytes in row-major order.
+
+        Args:
+            w: the numbers of the matrix there.
+            first: the first row.
 
         Raises:
             RemapError: LR406 for values that are inf or NaN, or become so in the dtype; LR102 if a
@@ -53,40 +59,66 @@ class Merged:
                 factors = _Product(self._a[:, columns], self._scale, fine=fine)
                 self._product = columns, factors
             product = self._product[1]
-            total = product.of(rows(self._b, first, last)) + rows(self._w, first, last)[:, columns]
-            made = from_float64(total, self._dtype)
+            made = from_float64(product.of(rows(self._b, first, first + len(w))) + w, self._dtype)
         if not is_finite(made, self._dtype).all():
             raise refuse(
                 "LR406",
-                f"`{self._w.name}`, with what `{self._b.name}` adds, has values that are inf or "
+                f"`{self._name}`, with what `{self._b.name}` adds, has values that are inf or "
                 f"NaN or don't fit into {self._dtype}.",
                 "Look for large values in the base, and at the adapter's alpha.",
-                [self._w.name],
+                [self._name],
             )
         return made
 
+    def added_to_all(
+        self, w: Iterable[Matrix], first: int, start: int, stop: int
+    ) -> Iterator[bytes]:
+        """A run of the sum's bytes.
 
-def merged_bytes(
-    w: Tensor, a: Tensor, b: Tensor, scale: float, dtype: str, start: int, stop: int
-) -> Iterator[bytes]:
-    """A run of the merged tensor's bytes, a block of rows at a time.
+        Args:
+            w: blocks of whole rows of the matrix, which cover the run.
+            first: the first row of the first block.
+            start, stop: the run, counted in the dtype of the sum, in row-major order, from the
+                first byte of the matrix.
+
+        Raises:
+            RemapError: as `added`.
+        """
+        for block in w:
+            at = first * block.shape[1] * DTYPE_BITS[self._dtype] // 8
+            made = self.added(block, first)
+            yield made[max(start - at, 0) : stop - at]
+            first += len(block)
+
+
+class Merged:
+    """A source tensor with its LoRA pair, rounded to a dtype.
 
     Args:
-        w, a, b, scale, dtype: as for `Merged`.
-        start, stop: the run, counted in that dtype, in row-major order, from the first byte.
-
-    Raises:
-        RemapError: as `Merged.block`.
+        w, a, b, scale, dtype: the tensor, [rows, columns]; the others as for `Pair`.
     """
-    if start == stop:
-        return
-    columns = w.shape[1]
-    width = columns * DTYPE_BITS[dtype] // 8
-    last, step = -(-stop // width), max(1, BLOCK_ELEMENTS // columns)
-    merged = Merged(w, a, b, scale, dtype)
-    for row in range(start // width, last, step):
-        made = merged.block(row, min(row + step, last), slice(None))
-        yield made[max(start - row * width, 0) : stop - row * width]
+
+    def __init__(self, w: Tensor, a: Tensor, b: Tensor, scale: float, dtype: str) -> None:
+        self._w, self._pair = w, Pair(w.name, a, b, scale, dtype)
+
+    def block(self, first: int, last: int, columns: slice) -> bytes:
+        """Rows first..last of some columns, as bytes in row-major order.
+
+        Raises:
+            RemapError: as `Pair.added`.
+        """
+        return self._pair.added(rows(self._w, first, last, columns), first, columns)
+
+
+def blocks_of_rows(raw: Iterable[bytes], dtype: str, columns: int) -> Iterator[Matrix]:
+    """Divide the bytes of whole rows of a matrix into blocks for `Pair.added_to_all`."""
+    width, left = columns * DTYPE_BITS[dtype] // 8, bytearray()
+    nbytes = max(1, BLOCK_ELEMENTS // max(columns, 1)) * width
+    for piece in chain(raw, [b""]):
+        left += piece
+        while len(left) >= nbytes or (not piece and left):
+            yield to_float64(bytes(left[:nbytes]), dtype).reshape(-1, columns)
+            del left[:nbytes]
 
 
 def _judged_later() -> np.errstate:

@@ -46,12 +46,11 @@ def working_nbytes(plan: Plan, recipe: Recipe, jobs: int = 1) -> int:
 
 def _computed(entry: Mapped) -> int:
     nbytes = _CHUNK
-    is_renamed = len(entry.parts) == 1 and entry.parts[0].is_whole
-    if lies_apart(entry.parts) or (entry.loras and not is_renamed):
+    if lies_apart(entry.parts) or (entry.loras and not entry.merges_whole):
         nbytes += needed_nbytes(entry.parts, DTYPE_BITS[entry.dtype] // 8)
     merged = 0
     for lora in entry.loras:
-        rows, columns = entry.shape_of(lora.base)
+        rows, columns = entry.base_shape(lora)
         block = min(rows, max(1, _MERGED // max(1, columns)))
         factors = lora.rank * (columns + block)
         merged = max(merged, 8 * _MERGED_IN * block * columns)

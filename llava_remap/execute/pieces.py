@@ -125,15 +125,19 @@ class Recipe:
         """A run of the bytes that a target tensor has before post-load rules, in the dtype that is
         written.
         """
-        if entry.loras and len(entry.parts) == 1 and entry.parts[0].is_whole:
-            from llava_remap.execute.merge import merged_bytes
-
-            yield from merged_bytes(*self._summands(entry.loras[0]), entry.dtype, start, stop)
+        if start == stop:
+            return
+        if entry.merges_whole:
+            yield from self._merged(entry, start, stop)
             return
         if entry.loras or lies_apart(entry.parts):
             from llava_remap.execute.gather import in_order
 
-            merged = {lora.base: self._merged(lora, entry.dtype) for lora in entry.loras}
+            merged = {
+                lora.base: self._sum(lora.base, lora, entry.dtype)
+                for lora in entry.loras
+                if lora.base is not None
+            }
             yield from in_order(
                 entry.parts,
                 self._tensor,
@@ -161,15 +165,28 @@ class Recipe:
         values = numbers(memoryview(raw), stored.dtype).reshape(stop - start, *row)
         return values if as_stored else values.astype("f8")
 
-    def _merged(self, lora: AddLora, dtype: str) -> Merged:
+    def _sum(self, base: SourceName, lora: AddLora, dtype: str) -> Merged:
         from llava_remap.execute.merge import Merged
 
-        return Merged(*self._summands(lora), dtype)
+        return Merged(find(self.checkpoints, base), *self._pair(lora), dtype)
 
-    def _summands(self, lora: AddLora) -> tuple[Tensor, Tensor, Tensor, float]:
+    def _merged(self, entry: Mapped, start: int, stop: int) -> Iterator[bytes]:
+        """As `_moved`, for a matrix with one LoRA pair."""
+        from llava_remap.execute.merge import Pair, blocks_of_rows
+
+        [lora], columns = entry.loras, entry.shape_before[1]
+        stored = replace(entry, dtype=entry.stored_dtype, then=())
+        row, width = (columns * _width(dtype) for dtype in (entry.dtype, stored.dtype))
+        first, last = start // row, -(-stop // row)
+        raw = blocks(self._moved(stored, first * width, last * width))
+        name = entry.target if lora.base is None else lora.base.name
+        pair = Pair(name, *self._pair(lora), entry.dtype)
+        yield from pair.added_to_all(blocks_of_rows(raw, stored.dtype, columns), first, start, stop)
+
+    def _pair(self, lora: AddLora) -> tuple[Tensor, Tensor, float]:
         assert lora.scale is not None, "only a manifest has no scale"
-        w, a, b = (find(self.checkpoints, name) for name in (lora.base, lora.a, lora.b))
-        return w, a, b, lora.scale
+        a, b = (find(self.checkpoints, name) for name in (lora.a, lora.b))
+        return a, b, lora.scale
 
     def _tensor(self, part: Part) -> Tensor:
         """The source tensor of a part."""

@@ -45,12 +45,21 @@ def chunks(tensor: Tensor, start: int = 0, stop: int | None = None) -> Iterator[
         yield read(tensor, at, min(at + width, stop))
 
 
-def rows(tensor: Tensor, start: int, stop: int) -> NDArray[np.float64]:
-    """Rows start..stop along the first dimension, [stop - start, …], as float64."""
-    inner = tensor.shape[1:]
-    width = prod(inner) * DTYPE_BITS[tensor.dtype] // 8
-    values = to_float64(read(tensor, start * width, stop * width), tensor.dtype)
-    return values.reshape(stop - start, *inner)
+def rows(
+    tensor: Tensor, start: int, stop: int, columns: slice | None = None
+) -> NDArray[np.float64]:
+    """Rows start..stop along the first dimension, [stop - start, …], as float64; of a matrix, all
+    columns or some.
+    """
+    import numpy as np
+
+    size = DTYPE_BITS[tensor.dtype] // 8
+    row = prod(tensor.shape[1:]) * size
+    raw = np.frombuffer(read(tensor, start * row, stop * row), f"u{size}")
+    found = raw.reshape(stop - start, *tensor.shape[1:])
+    if columns is not None:
+        found = np.ascontiguousarray(found[:, columns])
+    return to_float64(found.data, tensor.dtype).reshape(found.shape)
 
 
 def pieces_between(tensor: Tensor, start: int, stop: int) -> Iterator[tuple[Tensor, int, int]]:

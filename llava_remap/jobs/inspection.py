@@ -17,11 +17,11 @@ from llava_remap.jobs.facts import Facts, describe
 from llava_remap.jobs.fit_plans import planned
 from llava_remap.routing.advice import advice
 from llava_remap.routing.fits import Fit, fits, shipped
-from llava_remap.routing.identify import HF_LAYOUTS, already_converted, nearest_layout
+from llava_remap.routing.identify import HF_LAYOUTS, already_converted
 from llava_remap.rulefile import RuleFile
 from llava_remap.source.defaults import named_for, taken_by_default
 from llava_remap.source.sources import is_there
-from llava_remap.target_model import CLASSIC, STOCK, Projector, stock_name
+from llava_remap.target_model import CLASSIC, STOCK, Projector, nearest_layout, stock_name
 
 #: Stands in a command for a path that only the user knows.
 PLACEHOLDER = "DIR"

@@ -104,7 +104,7 @@ def record_nbytes(plan: Plan, rule_files: Iterable[str]) -> int:
         for e in plan.mapped
     )
     mapped += sum(
-        _RECORDED + sum(len(origin.name) for origin in (lora.base, lora.a, lora.b))
+        _RECORDED + sum(len(origin.name) for origin in (lora.base, lora.a, lora.b) if origin)
         for e in plan.mapped
         for lora in e.loras
     )

@@ -30,13 +30,13 @@ from llava_remap.rewrite import (
     compile_all,
 )
 from llava_remap.routing import Routed, Routes
-from llava_remap.routing.identify import nearest_layout
 from llava_remap.rulefile import RuleFile, Taken, load_rule_file
 from llava_remap.source.sources import open_source, short_name
 from llava_remap.target_model import (
     Target,
     config_size,
     embedding_and_head,
+    nearest_layout,
     wanted_parameters,
 )
 

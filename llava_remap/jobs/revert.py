@@ -374,7 +374,7 @@ class _Moved(NamedTuple):
         """
         holder = self.holder
         is_tied = holder.target != self.target
-        if merged := [lora for lora in holder.loras if is_tied or lora.base == self.origin]:
+        if merged := [lora for lora in holder.loras if is_tied or lora.base in (None, self.origin)]:
             return f"was merged with `{merged[0].a.name}` and rounded"
         if holder.target in changed_by:
             return f"changed by `{changed_by[holder.target]}`, which doesn't keep the old values"

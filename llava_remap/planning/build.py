@@ -148,10 +148,14 @@ def build_plan(
         shared = {*match.tied, *match.tied.values()}
         found_problems += pair_problems(
             [pair for pair in routes.pairs if pair.rewrite.operated is None],
-            {name: found[0].tensor.shape for name, found in match.providers.items()},
+            {
+                **{name: match.shape_before(name) for name in match.operations.provided},
+                **{name: found[0].tensor.shape for name, found in match.providers.items()},
+            },
             shared,
             target.transposed,
-            match.operations.provided,
+            match.operations.claimed,
+            {name: match.pairs_on_sources(name) for name in match.placed},
         )
         found_problems += pair_problems(
             [pair for pair in routes.pairs if pair.rewrite.operated is not None],
@@ -316,6 +320,17 @@ class _Match:
             for routed in entry.tensors
         }
 
+    def shape_before(self, name: str) -> tuple[int, ...]:
+        """The shape of a parameter before its post-load change."""
+        changed = self.changes.get(name)
+        before = None if changed is None else changed.change.shape_before
+        return self.shapes[name] if before is None else before
+
+    def pairs_on_sources(self, name: str) -> list[RoutedPair]:
+        """The LoRA pairs on the tensors from which an operation makes a parameter."""
+        taken = (str(routed.rewrite.target) for routed in self.placed[name].tensors)
+        return [self.pairs_of_operated[own] for own in taken if own in self.pairs_of_operated]
+
     def tensors(self, name: str) -> Sequence[Routed]:
         """The source tensors of a parameter that has one provider."""
         return self.placed[name].tensors if name in self.placed else [self.single[name]]
@@ -442,16 +457,15 @@ def _mapped(name: str, provided: Provided, match: _Match, dtype: str | None) -> 
     changed = match.changes.get(name)
     [written] = provided.written_dtypes(dtype)
     stored = {routed.origin: routed.tensor.dtype for routed in provided.tensors}
-    shape = provided.parts[0].shape
-    if name in match.placed:
-        shape = match.shapes[name]
-        if changed is not None and changed.change.shape_before is not None:
-            shape = changed.change.shape_before
+    is_placed = name in match.placed
+    shape = match.shape_before(name) if is_placed else provided.parts[0].shape
     then: list[Step] = []
     for routed in provided.tensors:
         of_kind = match.pairs if routed.rewrite.operated is None else match.pairs_of_operated
         if (pair := of_kind.get(str(routed.rewrite.target))) is not None:
             then.append(AddLora(routed.origin, *pair.origins, pair.a.shape[0], pair.scale))
+    if is_placed and (pair := match.pairs.get(name)) is not None:
+        then.append(AddLora(None, *pair.origins, pair.a.shape[0], pair.scale))
     then += casts(stored, written)
     if changed is not None:
         then.append(PostLoad(changed.use, shape))

@@ -36,23 +36,24 @@ def written_dtype(stored: str, wanted: str | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class AddLora:
-    """Add a LoRA pair of an adapter to a source tensor: `scale` times B times A. The parts take
-    their boxes from the sum.
+    """Add a LoRA pair of an adapter: `scale` times B times A.
 
     Attributes:
-        base: the source tensor, a matrix.
+        base: the source tensor that the pair changes, a matrix; the parts take their boxes from the
+            sum. None if the pair changes the matrix that the parts make.
         a, b: the matrices, [rank, columns] and [rows, rank].
         scale: None if a manifest doesn't have it.
     """
 
-    base: SourceName
+    base: SourceName | None
     a: SourceName
     b: SourceName
     rank: int
     scale: float | None
 
     def to_json(self) -> dict[str, Any]:
-        base, a, b = source_names((self.base, self.a, self.b))
+        base = None if self.base is None else source_names([self.base])[0]
+        a, b = source_names((self.a, self.b))
         return {"add_lora": {"base": base, "a": a, "b": b, "rank": self.rank, "scale": self.scale}}
 
 
@@ -128,7 +129,8 @@ def _step(entry: Mapping[str, Any]) -> Step:
         sound = type(rank) is int and rank >= 1 and type(scale) in (int, float) and isfinite(scale)
         if not sound:
             raise ValueError(f"rank {rank!r} and scale {scale!r}")
-        base, a, b = (_source_name(fields[key]) for key in ("base", "a", "b"))
+        base = None if fields["base"] is None else _source_name(fields["base"])
+        a, b = (_source_name(fields[key]) for key in ("a", "b"))
         return AddLora(base, a, b, rank, float(scale))
     raise ValueError(f"{kind!r} is not a step")
 
@@ -178,12 +180,24 @@ class Mapped:
 
     @property
     def loras(self) -> tuple[AddLora, ...]:
-        """The LoRA pairs to add, at most one for each source tensor."""
+        """The LoRA pairs to add: at most one for each source tensor, or one for what the parts
+        make.
+        """
         return tuple(step for step in self.then if isinstance(step, AddLora))
 
-    def shape_of(self, origin: SourceName) -> Shape:
-        """The shape of one of the source tensors."""
-        return next(p.shape for p in self.parts if SourceName(p.source, p.taken.name) == origin)
+    @property
+    def merges_whole(self) -> bool:
+        """Whether a LoRA pair is added to the matrix that the parts make, or to a whole source
+        tensor, which is the same.
+        """
+        is_renamed = len(self.parts) == 1 and self.parts[0].is_whole
+        return bool(self.loras) and (is_renamed or self.loras[0].base is None)
+
+    def base_shape(self, lora: AddLora) -> Shape:
+        """The shape of the matrix that a LoRA pair changes."""
+        if lora.base is None:
+            return self.shape_before
+        return next(p.shape for p in self.parts if SourceName(p.source, p.taken.name) == lora.base)
 
     @property
     def post_load(self) -> PostLoad | None:
@@ -250,10 +264,10 @@ class Mapped:
         if mapped.is_made is not made or (made and len(then) > 1):
             raise ValueError(f"`{target}` comes from {len(parts)} boxes")
         bases = [lora.base for lora in mapped.loras]
-        if len({*bases}) < len(bases) or not {*bases} <= {*mapped.origins}:
+        if bases != [None] and (len({*bases}) < len(bases) or not {*bases} <= {*mapped.origins}):
             raise ValueError(f"`{target}` is merged with tensors that it isn't made of")
-        if any(len(mapped.shape_of(base)) != 2 for base in bases):
-            raise ValueError(f"`{target}` is merged, and a source tensor of it is not a matrix")
+        if any(len(mapped.base_shape(lora)) != 2 for lora in mapped.loras):
+            raise ValueError(f"`{target}` is merged, and what is merged is not a matrix")
         return mapped
 
 

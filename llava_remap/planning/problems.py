@@ -15,6 +15,7 @@ from llava_remap.planning.model import Collision, Mismatched, Missing, Unmapped
 from llava_remap.rewrite import Program
 from llava_remap.routing import Routed, RoutedPair, Routes
 
+_NONE: Mapping[str, Sequence[RoutedPair]] = {}
 #: The most keys of a config with the same number. If there are more, it may be chance.
 _BY_CHANCE = 3
 #: The axes of PyTorch's convolutions in the order in which MLX has them.
@@ -252,7 +253,8 @@ def pair_problems(
     shapes: Mapping[str, tuple[int, ...]],
     tied: Collection[str],
     transposed: Collection[str] = (),
-    made: Collection[str] = (),
+    unfit: Collection[str] = (),
+    before: Mapping[str, Sequence[RoutedPair]] = _NONE,
 ) -> list[Problem]:
     """Why an adapter's pairs can't be merged.
 
@@ -266,8 +268,8 @@ def pair_problems(
             others too.
         transposed: matrices that are stored as [inputs, outputs]. PEFT adds the transposed product
             to these; the shape of a square matrix doesn't show it.
-        made: parameters that operations make. A pair can only change the tensors from which such a
-            parameter is made.
+        unfit: parameters of operations that don't fit.
+        before: by parameter, the pairs that change the tensors from which an operation makes it.
     """
     problems = []
     rows = [
@@ -275,9 +277,8 @@ def pair_problems(
             pair.b.name,
             f"`{pair.rewrite.target}` is tied"
             if pair.rewrite.target in tied
-            else f"`{pair.rewrite.target}` is made by an operation; a pair changes the tensors of "
-            "which it is made"
-            if pair.rewrite.target in made
+            else f"the operation that makes `{pair.rewrite.target}` doesn't fit"
+            if pair.rewrite.target in unfit
             else "no source has it",
         )
         for pair in pairs
@@ -320,9 +321,10 @@ def pair_problems(
                 "LR401", cause, fix, tuple(name for name, _ in rows), tuple(rows), side="target"
             )
         )
-    changed: dict[str, list[RoutedPair]] = defaultdict(list)
+    changed: dict[str, list[RoutedPair]] = {}
     for pair in pairs:
-        changed[str(pair.rewrite.target)].append(pair)
+        target = str(pair.rewrite.target)
+        changed.setdefault(target, [*before.get(target, ())]).append(pair)
     if twice := {
         target: found for target, found in changed.items() if target in shapes and len(found) > 1
     }:

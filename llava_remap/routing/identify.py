@@ -18,9 +18,8 @@ from llava_remap.rulefile import (
     Unwrap,
     load_rule_file,
     shipped_folder,
-    shipped_layouts,
 )
-from llava_remap.target_model import CLASSIC, layout_program
+from llava_remap.target_model import CLASSIC, nearest_layout
 
 #: The shipped rule file from any layout of transformers to the classic one.
 HF_LAYOUTS = "hf-layouts"
@@ -123,15 +122,6 @@ def _stubs(routed: Sequence[Routed], checkpoint: Checkpoint) -> list[Problem]:
             tuple(stubs),
         )
     ]
-
-
-def nearest_layout(names: Collection[str]) -> tuple[str, dict[str, str]]:
-    """The layout of transformers that takes most of these names, and name → classic name."""
-    classic = {}
-    for layout in shipped_layouts():
-        rewrites = map(layout_program(layout).rewrite, names)
-        classic[layout] = {r.source: r.target for r in rewrites if r.target is not None}
-    return max(classic.items(), key=lambda entry: len(entry[1]))
 
 
 def already_converted(

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from llava_remap.checkpoint import Checkpoint, Tensor
-from llava_remap.rewrite import CompiledOperation, Program, Rewrite, compile_rules
+from llava_remap.rewrite import CompiledOperation, Program, Rewrite, Step, compile_rules
 from llava_remap.routing.shapes import made_shape
 from llava_remap.rulefile import RuleFile, Source
+from llava_remap.target_model import nearest_layout
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -236,6 +237,10 @@ def route(rules: RuleFile, program: Program, checkpoints: Mapping[str, Checkpoin
             replaced += [(r, name) for r in taken if r.rewrite.target in own]
             taken = [r for r in taken if r.rewrite.target not in own]
         taken += routed[name]
+    led: dict[str, set[str]] = defaultdict(set)
+    for r in taken:
+        if r.rewrite.target is not None:
+            led[r.rewrite.target].add(r.rewrite.prepared)
     return Routes(
         taken=tuple(taken),
         beside=tuple(
@@ -248,15 +253,16 @@ def route(rules: RuleFile, program: Program, checkpoints: Mapping[str, Checkpoin
             if name not in checkpoints and not source.optional and not having.get(name)
         ),
         pairs=tuple(
-            RoutedPair(
-                name,
-                checkpoints[name].catalog[pair.a],
-                checkpoints[name].catalog[pair.b],
-                pair.scale,
-                programs[name].rewrite(sources[name].prefix + pair.base),
-            )
+            pair
             for name in used
-            for pair in checkpoints[name].pairs
+            if checkpoints[name].pairs
+            for pair in _pairs(
+                name,
+                sources[name].prefix,
+                checkpoints[name],
+                programs[name],
+                led,
+            )
         ),
         replaced=tuple(replaced),
         operations=operations_on(taken),
@@ -281,6 +287,54 @@ def operations_on(taken: Sequence[Routed]) -> tuple[Applied, ...]:
         assert first is not None
         found.append(Applied(first.rule, dict(sorted(sources.items())), first.taken.fields))
     return tuple(found)
+
+
+def _pairs(
+    source: str,
+    prefix: str,
+    checkpoint: Checkpoint,
+    program: Program,
+    taken: Mapping[str, Collection[str]],
+) -> Iterator[RoutedPair]:
+    """The pairs of an adapter. If their names are all in a layout of transformers, and the rules
+    lead none of them elsewhere in the base, the adapter was trained on the converted model.
+
+    Args:
+        taken: as for `_is_known`.
+    """
+    rewrites = [program.rewrite(prefix + pair.base) for pair in checkpoint.pairs]
+    known = [_is_known(rewrite, program, taken) for rewrite in rewrites]
+    layout, classic = nearest_layout([rewrite.prepared for rewrite in rewrites])
+    is_converted = all(
+        rewrite.prepared in classic
+        and (not is_known or rewrite.target == classic[rewrite.prepared])
+        for rewrite, is_known in zip(rewrites, known, strict=True)
+    )
+    for pair, rewrite, is_known in zip(checkpoint.pairs, rewrites, known, strict=True):
+        if not is_known and is_converted:
+            target = classic[rewrite.prepared]
+            step = Step(f"layouts/{layout}", rewrite.prepared, target)
+            rewrite = rewrite._replace(target=target, trace=(step,), operated=None)
+        elif not is_known and rewrite.operated is not None:
+            rewrite = rewrite._replace(target=None, operated=None)
+        a, b = checkpoint.catalog[pair.a], checkpoint.catalog[pair.b]
+        yield RoutedPair(source, a, b, pair.scale, rewrite)
+
+
+def _is_known(rewrite: Rewrite, program: Program, taken: Mapping[str, Collection[str]]) -> bool:
+    """Whether the base has the tensor that a pair changes, or an operation makes it.
+
+    An operation takes names that `names` makes, and would take such a name of the converted model
+    too, where the rows have another order.
+
+    Args:
+        taken: new name → the names after `prepare` that lead there.
+    """
+    if (name := rewrite.target) is None:
+        return False
+    if rewrite.operated is None:
+        return name in taken or bool(program.made_by(name))
+    return name in taken and (name != rewrite.prepared or name in taken[name])
 
 
 def _followed(renamed: Mapping[str, str], names: Mapping[str, str]) -> dict[str, str]:

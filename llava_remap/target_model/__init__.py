@@ -66,6 +66,7 @@ from llava_remap.target_model.wanted import (
     check_layout,
     config_size,
     layout_program,
+    nearest_layout,
     wanted_parameters,
 )
 
@@ -109,6 +110,7 @@ __all__ = [
     "odd_values",
     "keys_without_use",
     "layout_program",
+    "nearest_layout",
     "norms_about_one",
     "place_tokens",
     "read_beside",

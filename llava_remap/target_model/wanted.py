@@ -52,6 +52,15 @@ def layout_program(layout: str) -> Program:
     return compile_rules(layout_rules(layout))
 
 
+def nearest_layout(names: Collection[str]) -> tuple[str, dict[str, str]]:
+    """The layout of transformers that takes most of these names, and name → classic name."""
+    classic = {}
+    for layout in shipped_layouts():
+        rewrites = map(layout_program(layout).rewrite, names)
+        classic[layout] = {r.source: r.target for r in rewrites if r.target is not None}
+    return max(classic.items(), key=lambda entry: len(entry[1]))
+
+
 def check_layout(layout: str) -> None:
     """LR211 for a layout that can't be written."""
     if layout not in WRITTEN:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from llava_remap.checkpoint import Catalog, Checkpoint
-from llava_remap.routing.identify import nearest_layout
+from llava_remap.target_model import nearest_layout
 from llava_remap.verification.difference import Dtypes, Layouts, OnlyIn, Shapes, Stored, Tie, Which
 
 #: Ends of the names of a head, and of the table of token embeddings that it may be tied to.

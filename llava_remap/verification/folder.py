@@ -287,7 +287,7 @@ def _other_source(entry: Mapped, recipe: Recipe) -> str:
         if difference := _other_header(origin, (entry.dtype_of(origin), part.shape), recipe):
             return difference
     for lora in entry.loras:
-        rows, columns = entry.shape_of(lora.base)
+        rows, columns = entry.base_shape(lora)
         for matrix, size in ((lora.a, (lora.rank, columns)), (lora.b, (rows, lora.rank))):
             other = recipe.checkpoints[matrix.source].catalog.get(matrix.name)
             if other is None or other.shape != size or other.dtype not in FLOATS:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from llava_remap.checkpoint import open_checkpoint
 from llava_remap.jobs.apply import apply
-from llava_remap.routing.identify import nearest_layout
+from llava_remap.target_model import nearest_layout
 from tests.compat.run import LOGITS, VERSIONS, missing, place
 from tests.compat.save import logits, models
 from tests.forks import HANGS

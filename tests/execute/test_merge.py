@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tracemalloc
+from collections.abc import Iterator
 from fractions import Fraction
 from hashlib import sha256
 from pathlib import Path
@@ -19,7 +20,8 @@ from numpy.typing import NDArray
 from llava_remap.checkpoint import Location, Tensor
 from llava_remap.core.dtypes import DTYPE_BITS, FLOATS, from_float64, to_float64
 from llava_remap.core.problem import RemapError
-from llava_remap.execute.merge import merged_bytes
+from llava_remap.execute.merge import Pair, blocks_of_rows
+from llava_remap.execute.values import chunks
 
 Matrix = NDArray[np.float64]
 ROWS, COLUMNS, RANK = 40, 24, 12
@@ -47,6 +49,18 @@ def triple(dtype: str, of_adapter: str, seed: int = 0) -> tuple[Tensor, Tensor, 
 def values(tensor: Tensor) -> Matrix:
     assert tensor.location is not None
     return to_float64(tensor.location.file.read_bytes(), tensor.dtype).reshape(tensor.shape)
+
+
+def merged_bytes(
+    w: Tensor, a: Tensor, b: Tensor, scale: float, dtype: str, start: int, stop: int
+) -> Iterator[bytes]:
+    """A run of the bytes of the sum in a dtype."""
+    rows, columns = w.shape
+    width = columns * DTYPE_BITS[dtype] // 8
+    first, last = start // width, -(-stop // width)
+    raw = chunks(w, first * (w.nbytes // rows), last * (w.nbytes // rows))
+    blocks = blocks_of_rows(raw, w.dtype, columns)
+    return Pair(w.name, a, b, scale, dtype).added_to_all(blocks, first, start, stop)
 
 
 def merged(

@@ -53,12 +53,15 @@ def rows(tensor, start, stop):
     zeros = bytes((stop - start) * tensor.shape[1] * 4)
     return to_float64(zeros, "F32").reshape(stop - start, tensor.shape[1])
 
+zeros = bytes(1 << 20)
+
 merge.rows = rows
 np.ones((64, 64)) @ np.ones((64, 64))
 before = peak_nbytes()
 sizes = (width, width), (rank, width), (width, rank)
 w, a, b = (Tensor.of("x", "F32", size, None) for size in sizes)
-for block in merge.merged_bytes(w, a, b, 0.5, "F32", 0, width * width * 4):
+raw = merge.blocks_of_rows((zeros for _ in range(width * width >> 18)), "F32", width)
+for block in merge.Pair("x", a, b, 0.5, "F32").added_to_all(raw, 0, 0, w.nbytes):
     pass
 part = Part.whole("m", "x", "x", (width, width))
 then = (AddLora(*(SourceName("m", name) for name in "xab"), rank, 0.5),)
