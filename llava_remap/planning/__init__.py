@@ -1,5 +1,5 @@
-"""Program, catalogs, target and post-load shapes to a plan and its coverage. Pure: no files, no
-torch, no printing.
+"""Makes the plan and its coverage from program, catalogs, target and post-load shapes. Pure: no
+files, no torch, no printing.
 """
 
 from llava_remap.planning.back import Before, TakenBack, take_back

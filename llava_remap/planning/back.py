@@ -1,4 +1,4 @@
-"""Take tensor operations back: make the original tensors from the new ones. Pure.
+"""Reverses tensor operations: makes the original tensors from the new ones. Pure.
 
 The shapes of the original tensors follow from the shapes of the new ones. The operation is placed
 with these shapes, and then the boxes of each part are swapped.
@@ -16,19 +16,20 @@ from llava_remap.core.problem import Problem
 from llava_remap.core.wording import counted
 from llava_remap.planning.boxes import Part, Shape
 from llava_remap.planning.operations import Operations, Provided, place_one
-from llava_remap.planning.place import MisfitError, as_seen
+from llava_remap.planning.place import MisfitError, viewed
 from llava_remap.rewrite import CompiledOperation, Rewrite
 from llava_remap.routing import Applied, Routed
 from llava_remap.rulefile import Join, Operation, Seen
 
-#: The place of a tensor in an operation: the number of its end, and its number in a list.
+#: The place of a tensor in an operation: its index in `sources` or `targets`, and its number in a
+#: list.
 Place = tuple[int, int]
 _MOST_AXES = 8
 
 
 @dataclass(frozen=True, slots=True)
 class TakenBack:
-    """An operation to take back, with the new tensors of one application.
+    """An operation to reverse, with the new tensors of one application.
 
     Attributes:
         fields: values of the fields in the tensors' names.
@@ -43,7 +44,7 @@ class TakenBack:
 
 
 class _LostError(Exception):
-    """Why the original tensors of an operation can't be known, in words that a user reads."""
+    """Why the original tensors of an operation can't be known, in words for the user."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +52,10 @@ class Before:
     """The original tensors of operations.
 
     Attributes:
-        operations: `provided` has the original tensors, `claimed` the classic names of tensors that
-            can't be taken back, and `problems` LR321 with the reasons.
+        operations: `provided` has the original tensors, `claimed` has the classic names of tensors
+            whose operation can't be reversed, and `problems` has LR321 with the reasons.
         shapes: shapes of the original tensors.
-        unfit: names of tensors whose sizes their operation can't make, so a rename made them.
+        unfit: names of tensors with sizes that their operation can't make, so a rename made them.
     """
 
     operations: Operations
@@ -68,11 +69,11 @@ def take_back(
     tied: Collection[str],
     sizes: Mapping[str, int],
 ) -> Before:
-    """Take operations back.
+    """Reverse operations.
 
     Args:
         renamed: tensors that a rename may have made as well.
-        tied: tensors that share another one.
+        tied: parameters that share another parameter's tensor.
         sizes: key of the target's config → its value, for the names in views.
     """
     provided: dict[str, tuple[Provided, ...]] = {}
@@ -97,8 +98,8 @@ def take_back(
     problems = tuple(
         Problem(
             "LR321",
-            f"`{label}` can't be taken back from {counted(len(rows), 'tensor')}: {rows[0][1]}.",
-            "For a folder that `apply` wrote, `llava-remap revert DIR` gives the original back by "
+            f"`{label}` can't be reversed for {counted(len(rows), 'tensor')}: {rows[0][1]}.",
+            "For a folder that `apply` wrote, `llava-remap revert DIR` restores the original from "
             "the folder's record.",
             tuple(name for name, _ in rows),
             tuple(rows),
@@ -115,8 +116,8 @@ def _taken_back(
     """The original tensors, and their shapes.
 
     Raises:
-        MisfitError: the operation never makes tensors of these sizes and dtypes.
-        _LostError: it dropped a part, or the original tensors can't be known.
+        MisfitError: if the operation never makes tensors of these sizes and dtypes.
+        _LostError: if the operation dropped a part, or the original tensors can't be known.
     """
     operation = back.rule.operation
     values = {name: sizes[key] for name, key in operation.sizes.items()}
@@ -124,13 +125,15 @@ def _taken_back(
     names = {place: routed.tensor.name for place, routed in back.made.items()}
     dtypes = {routed.tensor.dtype for routed in back.made.values()}
     if len(dtypes) > 1:
-        raise MisfitError(f"its tensors are {' and '.join(sorted(dtypes))}")
+        raise MisfitError(f"its tensors have the dtypes {' and '.join(sorted(dtypes))}")
     _refuse_lacking(back)
     first = next(iter(back.made.values()))
     originals: dict[Place, Routed] = {}
     for place, shape in _taken_shapes(operation, names, shapes, values).items():
         if (name := back.original(*place)) is None:
-            raise _LostError(f"no one name leads to `{operation.took(place[0], back.fields)}`")
+            raise _LostError(
+                f"no single original name leads to `{operation.took(place[0], back.fields)}`"
+            )
         tensor = Tensor.of(name, first.tensor.dtype, shape, None)
         originals[place] = Routed(first.source, tensor, Rewrite(name, name, None, name, ()))
     sources = {place: (routed,) for place, routed in originals.items()}
@@ -178,26 +181,26 @@ def _taken_shapes(
         values: values of the names in views.
 
     Raises:
-        MisfitError: the operation makes no tensors of these shapes.
-        _LostError: the new shapes don't determine the original ones.
+        MisfitError: if the operation never makes tensors of these shapes.
+        _LostError: if the new shapes don't determine the original shapes.
     """
     join = operation.join
     if operation.divides:
         ends: list[list[Shape]] = [[] for _ in operation.parts]
         for place, name in sorted(names.items()):
-            seen = as_seen(name, shapes[name], operation.parts[place[0]].seen, values)
+            seen = viewed(name, shapes[name], operation.parts[place[0]].seen, values)
             ends[place[0]].append(seen.merged(seen.box.sizes))
         count = len(ends[0]) if operation.parts[0].each else len(ends)
         return {(0, 0): _stored(operation.seen, join, ends, count)}
     if join.along is not None:
-        raise _LostError("nothing says how large each of the tensors was that it put together")
+        raise _LostError("the sizes of the tensors that it joined are unknown")
     [name] = names.values()
-    whole = as_seen(name, shapes[name], operation.seen, values)
+    whole = viewed(name, shapes[name], operation.seen, values)
     if join.stacked is not None and join.stacked >= whole.rank:
-        raise MisfitError(f"`{name}` has no axis {join.stacked} as it is seen")
+        raise MisfitError(f"`{name}` has no axis {join.stacked} after its view")
     count = 1 if join.stacked is None else whole.box.sizes[join.stacked]
     if len(operation.parts) not in (1, count):
-        raise MisfitError(f"`{name}` has {count} tensors in it, not {len(operation.parts)}")
+        raise MisfitError(f"`{name}` holds {count} tensors, not {len(operation.parts)}")
     own = whole.merged(whole.box.sizes, join.stacked)
     return {
         (number, at): _stored(end.seen, Join(), [[own]], 1)
@@ -207,12 +210,12 @@ def _taken_shapes(
 
 
 def _stored(seen: Seen, join: Join, ends: Sequence[Sequence[Shape]], count: int) -> Shape:
-    """The shape of a tensor as it is stored.
+    """The stored shape of a tensor.
 
     Args:
-        seen: its view and order of axes.
-        ends: for each part, the sizes of its tensors as they are seen. Axes that a view divided
-            count as one.
+        seen: the tensor's view and order of axes.
+        ends: for each part, the sizes of its tensors after their views. Axes into which a view
+            divided an axis count as one.
         count: number of tensors along the stacked axis.
     """
     own = ends[0][0]
@@ -237,11 +240,11 @@ def _stored(seen: Seen, join: Join, ends: Sequence[Sequence[Shape]], count: int)
         for group, axis in dict(zip(groups, axes, strict=True)).items():
             shape[axis] *= sizes[group]
         return tuple(shape)
-    raise MisfitError(f"no tensor has parts of {list(own)} as it is seen")
+    raise MisfitError(f"no tensor's view has parts of the shape {list(own)}")
 
 
 def _axes(rank: int, seen: Seen) -> list[int] | None:
-    """For each axis as it is seen, the axis as it is stored; None if the rank is too small."""
+    """For each axis after the view, the stored axis; None if the rank is too small."""
     divided = len(seen.view) or 1
     view = [axis for axis in range(rank) for _ in range(divided if axis == seen.axis else 1)]
     if (seen.view and seen.axis >= rank) or len(seen.axes) > len(view):

@@ -10,7 +10,7 @@ from llava_remap.core.wording import counted
 from llava_remap.planning.boxes import Box, Part, Shape
 from llava_remap.planning.mapped import written_dtype
 from llava_remap.planning.model import Dropped
-from llava_remap.planning.place import MisfitError, PartShape, Placed, place
+from llava_remap.planning.place import MisfitError, PartOfWhole, Placed, place, viewed
 from llava_remap.rewrite import CompiledOperation
 from llava_remap.routing import Applied, Routed, Routes
 
@@ -20,9 +20,9 @@ class Provided:
     """A parameter that operations provide.
 
     Attributes:
-        parts: where its numbers come from.
+        parts: where the parameter's numbers come from.
         tensors: the source tensors, each once.
-        rules: the rules that made its name.
+        rules: the rules that made the parameter's name.
     """
 
     parts: tuple[Part, ...]
@@ -30,8 +30,8 @@ class Provided:
     rules: tuple[str, ...]
 
     def written_dtypes(self, wanted: str | None) -> Mapping[str, str]:
-        """Dtype in which a tensor would be written → the first such tensor. There has to be only
-        one.
+        """Dtype in which a tensor would be written → the first such tensor. Only one dtype is
+        allowed.
 
         Args:
             wanted: as for `written_dtype`.
@@ -47,8 +47,9 @@ class Operations:
     """All operations of a plan.
 
     Attributes:
-        provided: by parameter, an entry for each operation that makes it; several are a collision.
-        dropped: the parts that are left out.
+        provided: by parameter, an entry for each operation that makes it. Several entries are a
+            collision.
+        dropped: the dropped parts.
         claimed: the parameters of operations whose sizes don't add up.
         problems: LR321 and LR322, with the reason for each tensor.
     """
@@ -113,9 +114,9 @@ def place_operations(
     problems += tuple(
         Problem(
             "LR322",
-            f"`{rule.label}` puts tensors of different dtypes together to "
+            f"`{rule.label}` joins tensors of different dtypes into "
             f"{counted(len(rows), 'tensor')}: {rows[0][1]}.",
-            "--dtype casts each of them before they are put together, if all are floats.",
+            "With --dtype, each of them is cast before they are joined, if all are floats.",
             tuple(name for name, _ in rows),
             tuple(rows),
             place=rule.mark,
@@ -132,42 +133,43 @@ def place_one(
     tied: Collection[str],
     sizes: Mapping[str, int],
 ) -> tuple[dict[str, Provided], list[Dropped]]:
-    """The new tensors of one operation, and the parts that are left out.
+    """The new tensors of one operation, and its dropped parts.
 
     Args:
-        names: the new names, by the number of the end and the number in a list.
+        names: the new names, by the index in `targets` and the number in a list.
 
     Raises:
-        MisfitError: a tensor is missing or given twice, or sizes don't add up.
+        MisfitError: if a tensor is missing or given twice, or if sizes don't add up.
     """
     operation, sources = applied.rule.operation, _one_each(applied)
     for name in names.values():
         if name not in shapes:
-            raise MisfitError(f"the model has no `{name}`")
+            raise MisfitError(f"the model has no parameter `{name}`")
         if name in tied:
             raise MisfitError(f"the model ties `{name}` to another parameter")
     values = {name: sizes[key] for name, key in operation.sizes.items()}
     old = {place: (r.tensor.name, r.tensor.shape) for place, r in sources.items()}
     new = {place: (name, shapes[name]) for place, name in names.items()}
     parts, wholes = (new, old) if operation.divides else (old, new)
+    [(whole_name, whole_shape)] = wholes.values()
+    whole = viewed(whole_name, whole_shape, operation.seen, values)
     ends = [
         [
-            PartShape(*parts[end, number], number=number, seen=part.seen)
+            PartOfWhole(viewed(*parts[end, number], part.seen, values), number)
             for at, number in sorted(parts)
             if at == end
         ]
         if part.names is not None
-        else [PartShape("a dropped part", None, size=part.size)]
+        else [PartOfWhole.dropped(part.size, values)]
         for end, part in enumerate(operation.parts)
     ]
     if empty := [end for end, tensors in enumerate(ends) if not tensors]:
-        raise MisfitError(f"there is no tensor for `{operation.parts[empty[0]].names}`")
+        raise MisfitError(f"no tensor matches `{operation.parts[empty[0]].names}`")
     for tensors in ends:
         if [tensor.number for tensor in tensors] != list(range(len(tensors))):
             absent = min({*range(len(tensors))} - {tensor.number for tensor in tensors})
-            raise MisfitError(f"number {absent} is absent beside `{tensors[0].name}`")
-    [(whole_name, whole_shape)] = wholes.values()
-    placed = place(whole_name, whole_shape, operation.seen, operation.join, ends, values)
+            raise MisfitError(f"number {absent} is missing in the list of `{tensors[0].name}`")
+    placed = place(whole, operation.join, ends)
     by_place = {
         (end, tensor.number): region
         for end, (tensors, regions) in enumerate(zip(ends, placed, strict=True))
@@ -183,7 +185,9 @@ def place_one(
 def _one_each(applied: Applied) -> dict[tuple[int, int], Routed]:
     for found in applied.sources.values():
         if len(found) > 1:
-            raise MisfitError(f"`{found[0].tensor.name}` and `{found[1].tensor.name}` are one part")
+            raise MisfitError(
+                f"`{found[0].tensor.name}` and `{found[1].tensor.name}` would be the same part"
+            )
     return {place: found[0] for place, found in applied.sources.items()}
 
 

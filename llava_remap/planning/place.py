@@ -1,7 +1,7 @@
 """Tensor operations on shapes: the boxes of every tensor that an operation takes or makes. Pure.
 
-The whole and its parts are compared as they are seen: after their views and orders of axes. Axes
-that a view divided count as one axis there, so a part may have that axis undivided.
+The whole and its parts are compared after their views and orders of axes. Axes into which a view
+divided an axis count as one axis in this comparison, so a part may have that axis undivided.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from itertools import accumulate, pairwise
 from math import prod
 
 from llava_remap.planning.boxes import Box, Shape
-from llava_remap.rulefile import AS_STORED, REST, Join, Seen, Size
+from llava_remap.rulefile import REST, Join, Seen, Size
 
 
 class MisfitError(ValueError):
@@ -24,7 +24,7 @@ class Placed:
     """The place of a part in the whole: a region of each, with equal sizes.
 
     Attributes:
-        in_part, in_whole: the regions; `in_part` is None for a part that is dropped.
+        in_part, in_whole: the regions; `in_part` is None for a dropped part.
     """
 
     in_part: Box | None
@@ -32,73 +32,8 @@ class Placed:
 
 
 @dataclass(frozen=True, slots=True)
-class PartShape:
-    """A part whose place is wanted.
-
-    Attributes:
-        number: in a list; else 0.
-        shape: None for a part that is dropped.
-        size: of a dropped part along the axis; `*` for the rest.
-    """
-
-    name: str
-    shape: Shape | None
-    number: int = 0
-    seen: Seen = AS_STORED
-    size: Size = REST
-
-
-def place(
-    name: str,
-    shape: Shape,
-    seen: Seen,
-    join: Join,
-    parts: Sequence[Sequence[PartShape]],
-    sizes: Mapping[str, int],
-) -> list[list[Placed]]:
-    """The place of every part in the whole.
-
-    Args:
-        name, shape, seen: the whole.
-        parts: in order; each is a list of tensors if they are stacked by number, else one tensor.
-        sizes: the values of the names in views.
-
-    Raises:
-        MisfitError: sizes don't add up.
-    """
-    whole = as_seen(name, shape, seen, sizes)
-    for axis in (join.stacked, join.along):
-        if axis is not None and axis >= whole.rank:
-            raise MisfitError(
-                f"`{name}` has {whole.rank} axes as it is seen, and none of number {axis}"
-            )
-    numbered = join.stacked is not None and join.along is None and len(parts) > 1
-    extents = _extents(whole, join, parts, sizes)
-    starts = [0, *accumulate(extents)]
-    result = []
-    for number, tensors in enumerate(parts):
-        placed = []
-        for tensor in tensors:
-            start, stop = list(whole.box.start), list(whole.box.stop)
-            if join.along is not None:
-                start[join.along], stop[join.along] = starts[number], starts[number + 1]
-            if join.stacked is not None:
-                index = number if numbered else tensor.number
-                if index >= whole.box.sizes[join.stacked]:
-                    count = whole.box.sizes[join.stacked]
-                    raise MisfitError(
-                        f"`{name}` has room for {count}, and `{tensor.name}` is one more"
-                    )
-                start[join.stacked], stop[join.stacked] = index, index + 1
-            region = Box(name, whole.box.view, whole.box.axes, tuple(start), tuple(stop))
-            placed.append(_placed(region, whole, join, tensor, sizes))
-        result.append(placed)
-    return result
-
-
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """A tensor as it is seen.
+class Viewed:
+    """A tensor after its view and its order of axes.
 
     Attributes:
         box: the whole tensor.
@@ -131,22 +66,88 @@ class _Seen:
         return tuple(map(prod, self.divided(sizes, without)))
 
 
-def as_seen(name: str, shape: Shape, seen: Seen, sizes: Mapping[str, int]) -> _Seen:
-    """Apply a view and an order of axes to a shape.
+@dataclass(frozen=True, slots=True)
+class PartOfWhole:
+    """A part whose place in the whole is wanted.
+
+    Attributes:
+        viewed: the part; None for a dropped part.
+        number: the part's number in a list; otherwise 0.
+        extent: the size of a dropped part along the axis; None for the remaining size.
+    """
+
+    viewed: Viewed | None
+    number: int = 0
+    extent: int | None = None
+
+    @classmethod
+    def dropped(cls, size: Size, sizes: Mapping[str, int]) -> PartOfWhole:
+        return cls(None, extent=None if size == REST else _value(size, sizes))
+
+    @property
+    def name(self) -> str:
+        return self.viewed.box.name if self.viewed else "a dropped part"
+
+
+def place(whole: Viewed, join: Join, parts: Sequence[Sequence[PartOfWhole]]) -> list[list[Placed]]:
+    """The place of every part in the whole.
+
+    Args:
+        parts: in order; each is a list of tensors if they are stacked by number, else one tensor.
 
     Raises:
-        MisfitError: the view doesn't divide the axis, or there is no such axis.
+        MisfitError: sizes don't add up.
+    """
+    name = whole.box.name
+    for axis in (join.stacked, join.along):
+        if axis is not None and axis >= whole.rank:
+            raise MisfitError(
+                f"`{name}` has {whole.rank} axes after its view, so it has no axis {axis}"
+            )
+    numbered = join.stacked is not None and join.along is None and len(parts) > 1
+    extents = _extents(whole, join, parts)
+    starts = [0, *accumulate(extents)]
+    result = []
+    for number, tensors in enumerate(parts):
+        placed = []
+        for tensor in tensors:
+            start, stop = list(whole.box.start), list(whole.box.stop)
+            if join.along is not None:
+                start[join.along], stop[join.along] = starts[number], starts[number + 1]
+            if join.stacked is not None:
+                index = number if numbered else tensor.number
+                if index >= whole.box.sizes[join.stacked]:
+                    count = whole.box.sizes[join.stacked]
+                    raise MisfitError(
+                        f"`{name}` has room for {count} tensors, and `{tensor.name}` is one more"
+                    )
+                start[join.stacked], stop[join.stacked] = index, index + 1
+            region = Box(name, whole.box.view, whole.box.axes, tuple(start), tuple(stop))
+            placed.append(_placed(region, whole, join, tensor.viewed))
+        result.append(placed)
+    return result
+
+
+def viewed(name: str, shape: Shape, seen: Seen, sizes: Mapping[str, int]) -> Viewed:
+    """Apply a view and an order of axes to a shape.
+
+    Args:
+        sizes: the values of the names in views.
+
+    Raises:
+        MisfitError: the view doesn't divide the axis, or the tensor has no such axis.
     """
     view, groups = shape, [*range(len(shape))]
     if seen.view:
         if seen.axis >= len(shape):
-            raise MisfitError(f"`{name}` is {list(shape)} and has no axis {seen.axis}")
+            raise MisfitError(f"`{name}` has the shape {list(shape)} and no axis {seen.axis}")
         divided = _divided(name, shape[seen.axis], seen.view, sizes)
         view = (*shape[: seen.axis], *divided, *shape[seen.axis + 1 :])
         groups[seen.axis : seen.axis + 1] = [seen.axis] * len(divided)
     if len(seen.axes) > len(view):
         raise MisfitError(
-            f"`{name}` is {list(view)} as it is seen; `axes` names {len(seen.axes)} axes"
+            f"`{name}` has the shape {list(view)} after its view, but `axes` names "
+            f"{len(seen.axes)} axes"
         )
     axes = (*seen.axes, *range(len(seen.axes), len(view)))
     inside = tuple(view[axis] for axis in axes)
@@ -156,7 +157,7 @@ def as_seen(name: str, shape: Shape, seen: Seen, sizes: Mapping[str, int]) -> _S
         number += one != other
         counted.append(number)
     box = Box(name, view, axes, (0,) * len(view), inside)
-    return _Seen(box, tuple(counted[: len(view)]))
+    return Viewed(box, tuple(counted[: len(view)]))
 
 
 def _divided(name: str, size: int, view: Sequence[Size], sizes: Mapping[str, int]) -> Shape:
@@ -164,7 +165,7 @@ def _divided(name: str, size: int, view: Sequence[Size], sizes: Mapping[str, int
     rest, left = divmod(size, prod(known)) if prod(known) else (0, 1)
     if left or (REST not in view and rest != 1):
         spelt = " × ".join(str(_value(entry, sizes)) if entry != REST else REST for entry in view)
-        raise MisfitError(f"{size} rows of `{name}` aren't {spelt}")
+        raise MisfitError(f"the {size} rows of `{name}` can't be divided as {spelt}")
     return tuple(rest if entry == REST else _value(entry, sizes) for entry in view)
 
 
@@ -172,9 +173,7 @@ def _value(size: Size, sizes: Mapping[str, int]) -> int:
     return sizes[size] if isinstance(size, str) else size
 
 
-def _extents(
-    whole: _Seen, join: Join, parts: Sequence[Sequence[PartShape]], sizes: Mapping[str, int]
-) -> list[int]:
+def _extents(whole: Viewed, join: Join, parts: Sequence[Sequence[PartOfWhole]]) -> list[int]:
     """The size of each part along the axis of a split or concatenation.
 
     Raises:
@@ -182,14 +181,13 @@ def _extents(
     """
     if join.along is None:
         return []
-    whole_sizes = list(whole.box.sizes)
-    total = whole_sizes[join.along]
+    total = whole.box.sizes[join.along]
     extents: list[int | None] = []
     for tensors in parts:
-        found = {_extent(whole, join, tensor, sizes) for tensor in tensors}
+        found = {_extent(whole, join, tensor) for tensor in tensors}
         if len(found) != 1:
             raise MisfitError(
-                f"the tensors of the list of `{tensors[0].name}` have different sizes"
+                f"the tensors in the list of `{tensors[0].name}` have different sizes"
             )
         extents.append(found.pop())
     rest = total - sum(extent for extent in extents if extent is not None)
@@ -199,66 +197,63 @@ def _extents(
             for tensors, extent in zip(parts, extents, strict=True)
             if extent is not None
         )
-        raise MisfitError(f"{those} don't make the {total} of `{whole.box.name}`")
+        raise MisfitError(f"{those} don't add up to the {total} of `{whole.box.name}`")
     return [rest if extent is None else extent for extent in extents]
 
 
-def _extent(whole: _Seen, join: Join, part: PartShape, sizes: Mapping[str, int]) -> int | None:
-    """The size of a part along the axis; None for a part that gets the rest."""
-    if part.shape is None:
-        return None if part.size == REST else _value(part.size, sizes)
-    seen = as_seen(part.name, part.shape, part.seen, sizes)
-    whole_sizes = list(whole.box.sizes)
+def _extent(whole: Viewed, join: Join, part: PartOfWhole) -> int | None:
+    """The size of a part along the axis; None for a part that gets the remaining size."""
+    if part.viewed is None:
+        return part.extent
     along = join.along
     assert along is not None
     group = whole.groups[along]
-    # The part's own axis for `along`, where axes that a view divided count as one.
+    # The part's own axis for `along`. Axes into which a view divided an axis count as one.
     counted = [g for axis, g in enumerate(whole.groups) if axis != join.stacked]
     at = list(dict.fromkeys(counted)).index(group)
-    own = seen.merged(seen.box.sizes)
+    own = part.viewed.merged(part.viewed.box.sizes)
     if at >= len(own):
-        raise MisfitError(f"`{part.name}` is {list(part.shape)} and has too few axes")
+        raise MisfitError(f"`{part.name}` has the shape {list(own)}, which has too few axes")
     others = prod(
         size
-        for axis, size in enumerate(whole_sizes)
+        for axis, size in enumerate(whole.box.sizes)
         if whole.groups[axis] == group and axis not in (along, join.stacked)
     )
     extent, left = divmod(own[at], others) if others else (0, 1)
     if left:
-        raise MisfitError(f"{own[at]} rows of `{part.name}` aren't divided by {others}")
+        raise MisfitError(f"the {own[at]} rows of `{part.name}` can't be divided by {others}")
     return extent
 
 
-def _placed(
-    region: Box, whole: _Seen, join: Join, part: PartShape, sizes: Mapping[str, int]
-) -> Placed:
+def _placed(region: Box, whole: Viewed, join: Join, part: Viewed | None) -> Placed:
     """The place of a part in the whole, with both regions in axes of the same sizes.
 
     Raises:
         MisfitError: the part has another shape than its place.
     """
-    if part.shape is None:
+    if part is None:
         return Placed(None, region)
-    seen = as_seen(part.name, part.shape, part.seen, sizes)
+    name, sizes = part.box.name, part.box.sizes
     wanted = whole.merged(region.sizes, join.stacked)
-    own = seen.merged(seen.box.sizes)
+    own = part.merged(sizes)
     if _without_ones(own) != _without_ones(wanted):
         raise MisfitError(
-            f"`{part.name}` is {list(own)}, and its place in `{region.name}` is {list(wanted)}"
+            f"`{name}` has the shape {list(own)}, but its place in `{region.name}` has "
+            f"{list(wanted)}"
         )
     ways = zip(
-        filter(None, map(_without_ones, seen.divided(seen.box.sizes))),
+        filter(None, map(_without_ones, part.divided(sizes))),
         filter(None, map(_without_ones, whole.divided(region.sizes, join.stacked))),
         strict=True,
     )
     for ours, theirs in ways:
-        # If both are divided, different sizes would put numbers elsewhere than the rule says.
+        # If both are divided, different sizes would put numbers in other places than the rule says.
         if len(ours) > 1 and len(theirs) > 1 and ours != theirs:
             raise MisfitError(
-                f"`{part.name}` is seen as {list(ours)}, and its place in `{region.name}` as "
-                f"{list(theirs)}"
+                f"the view of `{name}` divides an axis into {list(ours)}, but the view of "
+                f"`{region.name}` divides it into {list(theirs)}"
             )
-    return Placed(*_matched(seen.box, region))
+    return Placed(*_matched(part.box, region))
 
 
 def _without_ones(sizes: Shape) -> Shape:
@@ -288,7 +283,7 @@ def _matched(one: Box, other: Box) -> tuple[Box, Box]:
             at += 1
     except ValueError as error:
         raise MisfitError(
-            f"`{one.name}` doesn't lie in whole rows of `{other.name}`: {error}"
+            f"`{one.name}` doesn't fill whole rows of `{other.name}`: {error}"
         ) from None
     return one, other
 

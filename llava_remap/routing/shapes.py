@@ -1,5 +1,6 @@
-"""The shapes of what tensor operations make, where the old tensors alone tell them. The parts of a
-tensor that is divided have the target's sizes, which aren't known before the target's config is.
+"""The shapes of tensors that operations make, as far as the old tensors alone determine them. The
+parts of a divided tensor have the target's sizes, which are unknown until the target's config is
+derived.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ Shape = tuple[int, ...]
 
 
 def made_shape(operation: Operation, shapes: Mapping[tuple[int, int], Shape]) -> Shape | None:
-    """The shape of the one tensor that an operation makes; None for several, or if it isn't known.
+    """The shape of the tensor that an operation makes; None for several tensors, or if the shape is
+    unknown.
 
     Args:
-        shapes: the old tensors, by the number of the end and the number in a list.
+        shapes: the old tensors, by the index in `sources` and the number in a list.
     """
     parts, along, stacked = operation.parts, operation.join.along, operation.join.stacked
     if any(part.seen != AS_STORED for part in parts):
@@ -38,8 +40,8 @@ def made_shape(operation: Operation, shapes: Mapping[tuple[int, int], Shape]) ->
 
 
 def _merged(shape: Shape, seen: Seen) -> Shape | None:
-    """A shape as it is seen, with what a view divided as one axis; None where it isn't one any
-    more, or the tensor has other axes.
+    """A shape after the view and order of axes. Axes into which the view divided an axis count as
+    one. None if they are no longer neighbours, or if the tensor has too few axes.
     """
     counted = max(len(seen.view), 1)
     origins = [*range(seen.axis), *[seen.axis] * counted, *range(seen.axis + 1, len(shape))]

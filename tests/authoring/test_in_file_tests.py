@@ -136,7 +136,7 @@ def test_another_number_fails(load: Load, case: str) -> None:
     [
         (
             "{from: x.qkv.weight, to: [x.q, x.k, x.v], shapes: {from: [10], to: [[3], [3], [3]]}}",
-            "don't make the 10 of `x.qkv.weight`",
+            "don't add up to the 10 of `x.qkv.weight`",
         ),
         (
             "{from: x.wqkv.weight, to: [x.q, x.k], shapes: {from: [12, 2], to: [[8, 2], [4, 2]]}}",

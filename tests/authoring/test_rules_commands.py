@@ -268,7 +268,8 @@ def test_a_snapshot_that_was_asked_for_is_missing(run: Run) -> None:
     assert told(ran) == [
         (
             "missing",
-            "mine.snapshots/llava-v1.5-7b.released.json: the snapshot is missing; --update writes it",
+            "mine.snapshots/llava-v1.5-7b.released.json: the snapshot is missing; "
+            "--update writes it",
         )
     ]
     assert list(files()) == ["mine.yaml"]
@@ -589,8 +590,8 @@ def test_explain_a_tower_that_is_not_used(run: Run) -> None:
         f"vision_tower={CLIP_L}",
     )
     assert (
-        "vision_tower: none of 592 names: `model` has these tensors itself, `model.vision_tower.{rest...}`"
-        in ran.out
+        "vision_tower: none of 592 names: `model` has these tensors itself, "
+        "`model.vision_tower.{rest...}`" in ran.out
     )
 
 

@@ -80,10 +80,10 @@ def test_a_model_in_memory_has_the_same_tensors(fused_source: Path, fused_rules:
 @pytest.mark.parametrize(
     ("old", "new", "why"),
     [
-        ("split: 1", "split: 0", "aren't divided by 48"),
+        ("split: 1", "split: 0", "can't be divided by 48"),
         ("axes: [1, 0]", "axes: [0, 1]", "its place in"),
-        ("num_key_value_heads", "intermediate_size", "aren't 112 × * × 16"),
-        ("'{m}.v_proj.weight'", "'{m}.w_proj.weight'", "the model has no `"),
+        ("num_key_value_heads", "intermediate_size", "can't be divided as 112 × * × 16"),
+        ("'{m}.v_proj.weight'", "'{m}.w_proj.weight'", "the model has no parameter `"),
         ("{m...}.gate_up.weight", "{m...}.gate_up", "that no source provides"),
     ],
 )
@@ -187,7 +187,7 @@ how: {split: 0}}
 @pytest.mark.parametrize(
     ("operation", "why"),
     [
-        (JOINED, "nothing says how large each of the tensors was"),
+        (JOINED, "the sizes of the tensors that it joined are unknown"),
         (DROPPED, "it drops a part (padding)"),
     ],
 )

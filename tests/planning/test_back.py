@@ -112,11 +112,11 @@ def test_shapes_of_what_was_taken(operation: Operation, made: Places, took: Plac
 
 def test_what_is_put_together_along_an_axis_has_unknown_sizes() -> None:
     operation = Operation((end("{m}.a"), end("{m}.b")), (end("{m}.c"),), Join(along=0))
-    with pytest.raises(_LostError, match="nothing says how large"):
+    with pytest.raises(_LostError, match="sizes of the tensors that it joined"):
         shapes(operation, {(0, 0): (8, 5)})
 
 
 def test_another_number_of_tensors_than_the_axis_has() -> None:
     operation = Operation((end("{m}.g"), end("{m}.u")), (end("{m}.gu"),), Join(stacked=0))
-    with pytest.raises(MisfitError, match="has 3 tensors in it, not 2"):
+    with pytest.raises(MisfitError, match="holds 3 tensors, not 2"):
         shapes(operation, {(0, 0): (3, 6)})
