@@ -1,10 +1,10 @@
-"""Gather numbers that aren't contiguous in the source: read large pieces, and put the numbers in
-order in memory.
+"""Gathers numbers that aren't contiguous in the source: reads large pieces, and orders the numbers
+in memory.
 
-Copying rows one by one takes a system call for each row, and exchanging axes takes one for each
-element. So the target tensor is filled window by window. Each part has only a few blocks in a
-window, and each block is read in long runs. Whole rows are copied without numpy, whose import takes
-10 MiB.
+Copying rows one by one takes a system call for each row, and exchanging axes takes a system call
+for each element. So the target tensor is filled window by window. Each part has only a few blocks
+in a window, and each block is read in long runs. Whole rows are copied without numpy, whose import
+takes 10 MiB.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 #: Reading over a gap of this size takes no longer than another call.
 _GAP_NBYTES = 8 << 10
-#: Elements of the last axis that are copied at once if axes are exchanged: so few that their cache
-#: lines stay in the cache until they are written.
+#: Elements of the last axis that are copied at once if axes are exchanged. The number is so small
+#: that their cache lines stay in the cache until they are written.
 _STRIP = 16
-#: Rows of any size that are copied one by one.
+#: The most rows of any size that are copied one by one.
 _FEW_ROWS = 16
 #: Elements of padding between runs, and the fewest bytes of a run that is padded.
 _PADDING, _PADDED_NBYTES = 32, 2 << 10
@@ -51,15 +51,15 @@ def in_order(
     """A run of a target tensor's bytes.
 
     Args:
-        parts: they cover the tensor.
+        parts: the parts of the target tensor; they cover it.
         tensor_of: gives the source tensor of a part.
-        dtype: the dtype that is written.
-        start, stop: the run, from the tensor's first byte in that dtype.
+        dtype: the written dtype.
+        start, stop: the run's bytes, counted from the tensor's first byte in that dtype.
         on_read: called before every window.
         merged_of: gives the merged tensor if a LoRA pair changes the source tensor of a part.
 
     Raises:
-        RemapError: LR102 if a source has become shorter or can't be read; as `Merged.block`.
+        RemapError: LR102 if a source became shorter or can't be read; as `Merged.block`.
     """
     width = DTYPE_BITS[dtype] // 8
     begin, last = start // width, -(-stop // width)
@@ -86,7 +86,7 @@ def in_order(
                 for part, source in sources
                 for block in blocks_between(part, first, first + count)
             )
-            if placed != count:  # no `assert`, which -O takes out
+            if placed != count:  # not an `assert`, which -O removes
                 raise AssertionError(f"{placed} elements placed, {count} planned")
             data = window[max(start - first * width, 0) : stop - first * width]
             for at in range(0, len(data), CHUNK_NBYTES):
@@ -117,7 +117,7 @@ class _Source:
         """Put the numbers of a block into the window, and return how many there are."""
         axes = sorted(block.axes, key=lambda axis: -axis.taken)
         span, number = 1, len(axes)
-        # The last axes are read in one run, with the gaps in it.
+        # The last axes are read in one run, including its gaps.
         while number:
             axis = axes[number - 1]
             longer = (axis.size - 1) * axis.taken + span
@@ -133,7 +133,7 @@ class _Source:
                 self.place(block.between(axis, at, min(at + count, axis.size)), window)
                 for at in range(0, axis.size, count)
             )
-        # Rows at a distance of a power of two would all share the same cache lines.
+        # Rows whose distance is a power of two would all share the same cache lines.
         padded = (
             outer and span * self._width >= _PADDED_NBYTES and self._tensor.dtype == self._dtype
         )
@@ -147,8 +147,8 @@ class _Source:
         return _copy(values, steps, window, block, DTYPE_BITS[self._dtype] // 8)
 
     def _read(self, first: int, outer: Sequence[Axis], span: int, step: int) -> memoryview:
-        """Runs of `span` elements, each `step` elements after the run before it, in the dtype that
-        is written.
+        """Runs of `span` elements, each starting `step` elements after the previous run, in the
+        written dtype.
         """
         width, tensor = self._width, self._tensor
         data = memoryview(bytearray(prod(axis.size for axis in outer) * step * width))
@@ -195,7 +195,8 @@ class _Sum:
                 self.place(block.between(axis, at, min(at + count, axis.size)), window)
                 for at in range(0, axis.size, count)
             )
-        # If each axis steps through rows alone or columns alone, only needed columns are computed.
+        # If each axis steps only through rows or only through columns, only the needed columns are
+        # computed.
         left = block.taken % columns
         right = left + 1 + sum((a.size - 1) * a.taken for a in axes if a.taken < columns)
         if right > columns or any(a.taken >= columns and a.taken % columns for a in axes):
@@ -207,7 +208,7 @@ class _Sum:
 
 
 def _among(step: int, columns: int, kept: int) -> int:
-    """A step through a matrix, after only `kept` of its columns are kept."""
+    """A step through a matrix, for a copy that has only `kept` of its columns."""
     rows, rest = divmod(step, columns)
     return rows * kept + rest
 
@@ -218,7 +219,7 @@ def _copy(
     """Copy the numbers of a block, and return how many there are.
 
     Args:
-        values: from the block's first number.
+        values: the source's numbers, from the block's first number on.
         steps: elements from one number to the next in `values`, for each axis of the block.
         width: bytes of an element.
     """
@@ -255,7 +256,7 @@ def _strided(
 
 
 def _exchange(taken: NDArray[Any], placed: NDArray[Any]) -> None:
-    """Copy numbers into another order."""
+    """Copy numbers into an array with another order of axes."""
     if not taken.ndim or taken.strides[-1] == taken.itemsize:
         placed[...] = taken
         return

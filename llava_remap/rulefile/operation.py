@@ -1,10 +1,10 @@
 """Tensor operations: tensors are joined, divided, or have their axes reordered. This module knows
 names and symbols only; `planning/place.py` computes sizes.
 
-One tensor is the whole, the others are its parts. Each is seen through a `view`, which divides an
-axis, and through `axes`, an order of the axes. Seen so, the parts lie side by side in the whole.
-One form serves both directions: a divided tensor is the whole of the new tensors, and a joined
-tensor is the whole of the old tensors.
+One tensor is the whole, the others are its parts. Each tensor has a `view`, which divides an axis,
+and `axes`, an order of the axes. After these, the parts lie side by side in the whole. One form
+serves both directions: a divided tensor is the whole of the new tensors, and a joined tensor is the
+whole of the old tensors.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ class Seen:
 
     def __post_init__(self) -> None:
         if self.view.count(REST) > 1:
-            raise PatternError("a `view` has one `*` at most")
+            raise PatternError("a `view` has at most one `*`")
         if sorted(self.axes) != list(range(len(self.axes))):
-            raise PatternError(f"`axes` is an order of 0 to {len(self.axes) - 1}")
+            raise PatternError(f"`axes` must have each number from 0 to {len(self.axes) - 1} once")
         if self.axes and len(self.axes) < self.axis + len(self.view):
-            raise PatternError("`axes` names all axes that `view` makes")
+            raise PatternError("`axes` must have all axes that `view` makes")
 
     def __str__(self) -> str:
         """In words: `axis 0 as [heads, *, 2], axes in the order [0, 2, 1]`."""
@@ -54,7 +54,7 @@ class Seen:
 
     @property
     def symbols(self) -> set[str]:
-        """The names of `let` that the view has."""
+        """The names of `let` that the view uses."""
         return {size for size in self.view if isinstance(size, str) and size != REST}
 
 
@@ -66,10 +66,10 @@ class End:
     """One tensor of an operation, or a list of tensors numbered by a field `{x:each}`.
 
     Attributes:
-        names: the template of its name; None for a dropped part of the whole.
-        seen: its view.
-        reason: why the part is dropped, in words that a user reads.
-        size: size of a dropped part along the axis; `*` for the remaining size.
+        names: the template of the tensor's name; None for a dropped part of the whole.
+        seen: the tensor's view.
+        reason: why the part is dropped, in words for the report.
+        size: the size of a dropped part along the axis; `*` for the remaining size.
     """
 
     names: Template | None
@@ -86,7 +86,7 @@ class End:
 
 @dataclass(frozen=True, slots=True)
 class Join:
-    """How the parts lie in the whole, on the axes of the whole as it is seen.
+    """How the parts lie in the whole. Axes are counted after the whole's view.
 
     Attributes:
         along: the axis along which the parts follow one another; None if they don't.
@@ -102,8 +102,8 @@ class Taken(NamedTuple):
     """A tensor that an operation takes.
 
     Attributes:
-        end: its index in `sources`.
-        fields: the values of its name's fields, without `{x:each}`.
+        end: the tensor's index in `sources`.
+        fields: the values of the fields in the tensor's name, without `{x:each}`.
         number: the value of `{x:each}`, or 0.
     """
 
@@ -123,7 +123,7 @@ class Operation:
         sizes: names in views → keys of the target's config.
 
     Raises:
-        PatternError: the templates, the sizes and the join contradict each other.
+        PatternError: if the templates, the sizes and the join contradict each other.
     """
 
     sources: tuple[End, ...]
@@ -136,9 +136,12 @@ class Operation:
         taken = [end.names for end in self.sources if end.names is not None]
         made = [end.names for end in self.targets if end.names is not None]
         if len(taken) < len(self.sources):
-            raise PatternError("`from` drops nothing; a part that is dropped stands in `to`")
+            raise PatternError("`from` can't have a dropped part: write it in `to`")
         if len(self.sources) > 1 and len(self.targets) > 1:
-            raise PatternError("`from` or `to` is a single tensor: divide it, or join others")
+            raise PatternError(
+                "`from` and `to` both have several tensors: an operation divides one tensor, or "
+                "joins several into one"
+            )
         if not made:
             raise PatternError("every part is dropped: write a rule of `names` with `drop`")
         self._check_names(taken, made)
@@ -168,43 +171,56 @@ class Operation:
         if self.whole.each:
             raise PatternError(f"`{whole}` is a single tensor, and `{{x:each}}` numbers several")
         if self.whole.seen != AS_STORED:
-            raise PatternError(f"how the single tensor `{whole}` is seen stands in `how`")
+            raise PatternError(f"write the view of the single tensor `{whole}` in `how`")
         if any(each) and not all(each):
-            raise PatternError("all parts are lists (`{x:each}`), or none is")
+            raise PatternError("either all parts are lists (`{x:each}`), or none is")
         count, axes = len(self.parts), (self.join.along, self.join.stacked)
         if axes == (None, None) and (count > 1 or any(each)):
             raise PatternError(
-                "`how` says along which axis: concat or stack for several tensors of `from`, split "
-                "or unstack for several of `to`"
+                "`how` lacks the axis: give concat or stack for several tensors of `from`, split "
+                "or unstack for several tensors of `to`"
             )
         if any(each) and self.join.stacked is None:
-            raise PatternError("a list (`{x:each}`) is stacked or unstacked: give that axis")
+            raise PatternError(
+                "a list (`{x:each}`) is stacked or unstacked: give the axis with `stack` or "
+                "`unstack`"
+            )
         if any(each) and count > 1 and self.join.along is None:
-            raise PatternError("several lists follow one another along an axis: concat or split")
+            raise PatternError(
+                "several lists need the axis along which they follow one another: give concat or "
+                "split"
+            )
         if not any(each) and None not in axes:
-            raise PatternError("`concat` or `split` goes with `stack` or `unstack` for lists alone")
+            raise PatternError(
+                "only lists can have both `concat` and `stack`, or both `split` and `unstack`"
+            )
         if not any(each) and count == 1 and self.join.along is not None:
-            raise PatternError("there is a single tensor on both sides: nothing to join or divide")
+            raise PatternError(
+                "`from` and `to` have a single tensor each, so there is nothing to join or divide"
+            )
         if axes == (None, None) and self.seen == self.parts[0].seen == AS_STORED:
             raise PatternError("`how` changes nothing: write a rule of `names`")
         if axes[0] is not None and axes[0] == axes[1]:
-            raise PatternError("lists are stacked along one axis and follow along another one")
+            raise PatternError(
+                "lists must be stacked along another axis than the one along which they follow "
+                "one another"
+            )
         dropped = [end for end in self.targets if end.names is None]
         if dropped and self.join.along is None:
-            raise PatternError("a part can be dropped of what is split along an axis")
+            raise PatternError("a part can be dropped only if the tensor is split along an axis")
         if sum(end.size == REST for end in dropped) > 1:
-            raise PatternError("of several parts that are dropped, all but one have a `size`")
+            raise PatternError("if several parts are dropped, all but one need a `size`")
 
     def _check_sizes(self) -> None:
         used = set().union(self.seen.symbols, *(end.seen.symbols for end in self.parts))
         used |= {end.size for end in self.targets if isinstance(end.size, str)} - {REST}
         if unknown := used - {*self.sizes}:
-            raise PatternError(f"`{min(unknown)}` is no name of `let`")
+            raise PatternError(f"`{min(unknown)}` isn't a name of `let`")
         if unused := {*self.sizes} - used:
-            raise PatternError(f"no view has the name `{min(unused)}` of `let`")
+            raise PatternError(f"no view or size uses the name `{min(unused)}` of `let`")
 
     def __str__(self) -> str:
-        """What it does, in words, without names: `split along axis 0`."""
+        """What the operation does, in words, without names: `split along axis 0`."""
         along = ("concatenated along", "split along")[self.divides]
         stacked = ("stacked along", "unstacked along")[self.divides]
         words = [f"{along} axis {self.join.along}"] if self.join.along is not None else []
@@ -246,10 +262,10 @@ class Operation:
         return [end.names.segments if end.names else frozenset() for end in self.sources]
 
     def made(self, end: int, fields: Mapping[str, str], number: int = 0) -> str | None:
-        """The name of a new tensor; None for a part that is dropped.
+        """The name of a new tensor; None for a dropped part.
 
         Args:
-            end: its index in `targets`.
+            end: the tensor's index in `targets`.
             number: the value of `{x:each}` in a list.
         """
         names = self.targets[end].names
@@ -259,13 +275,13 @@ class Operation:
         return names.fill({**fields, each: str(number)} if each else fields)
 
     def took(self, end: int, fields: Mapping[str, str], number: int = 0) -> str:
-        """The name by which a tensor is taken; arguments as for `made`, of `sources`."""
+        """The name of an old tensor. Arguments as for `made`, with `end` counted in `sources`."""
         names, each = self.sources[end].names, self.sources[end].each
         assert names is not None
         return names.fill({**fields, each: str(number)} if each else fields)
 
     def made_from(self, name: str) -> Taken | None:
-        """The end of `targets`, the fields and the number that make a name; None if none do."""
+        """The index in `targets`, the fields and the number that make a name; None if none do."""
         for number, template in enumerate(self._backs):
             fields = None if template is None else template.match(name)
             if fields is not None:
@@ -276,19 +292,19 @@ class Operation:
 
     @cached_property
     def _backs(self) -> list[Template | None]:
-        """For each target, the template of the names that it makes; None without a way back."""
+        """For each target, the template that matches its names; None without a way back."""
         first = self.sources[0].names
         assert first is not None
         found: list[Template | None] = []
         for end in self.targets:
             try:
                 found.append(None if end.names is None else reversed_template(first, end.names))
-            except PatternError:  # two fields touch
+            except PatternError:  # two fields without text between them
                 found.append(None)
         return found
 
     def described(self, fields: Mapping[str, str]) -> list[str]:
-        """The new names for messages. The name of a list keeps the field that numbers it."""
+        """The new names, for messages. The name of a list keeps its `{x:each}` field."""
         return [
             end.names.fill({**fields, end.each: f"{{{end.each}}}"} if end.each else fields)
             for end in self.targets

@@ -1,4 +1,4 @@
-"""Opens sources that a job needs and the user doesn't give, as a rule file, a config or an adapter
+"""Opens sources that a job needs but the user doesn't give. A rule file, a config or an adapter
 names them.
 """
 
@@ -26,7 +26,7 @@ def open_first(
     to its own files. Without adapter and projector, it is the rule file's default.
 
     Raises:
-        RemapError: LR211 if nothing names the first source; any error of opening it.
+        RemapError: LR211 if nothing names the first source; any error from opening it.
     """
     first = rules.first_source
     if first in checkpoints:
@@ -57,8 +57,8 @@ def open_first(
         )
     base = checkpoints[part].base
     with _wanted(
-        f"source `{first}` is not given. `{part}` was trained from {quoted(base)}, by its own "
-        "files",
+        f"source `{first}` is not given. By its own files, `{part}` was trained from "
+        f"{quoted(base)}",
         give,
     ):
         return {
@@ -78,8 +78,9 @@ def open_needed(
 ) -> tuple[dict[str, Checkpoint], list[Problem], list[Problem]]:
     """The checkpoints, with defaults for needed sources that aren't given; problems; notes.
 
-    A problem says why a default can't be opened, or (LR302) that there is none. A note (LR316) says
-    that the config names another checkpoint, and that the default of the same name is used instead.
+    A problem says why a default can't be opened, or (LR302) that a source has no default. A note
+    (LR316) says that the config names another checkpoint, and that the default of the same name is
+    used instead.
 
     Args:
         config: the config that describes the language model; it may name a default.
@@ -105,7 +106,7 @@ def named_by_config(rules: RuleFile, name: str, config: Mapping[str, Any] | None
 
 def named_for(rules: RuleFile, name: str, config: Mapping[str, Any] | None) -> str:
     """The repository or path that a config names for a source, else the rule file's default; empty
-    if there is neither.
+    without either.
     """
     default = rules.text.sources[name].default
     stock = default.default if isinstance(default, NamedDefault) else default
@@ -145,13 +146,13 @@ def taken_by_default(
     if is_there(Path(named)) or parse_repository(named) is not None:
         return named, who
     if default is not None and last_part(named) == last_part(default):
-        return default, f"the config names {quoted(named)}, of the same name, which isn't here"
+        return default, f"the config names {quoted(named)}, which has the same name but isn't here"
     return "", f"the config names {quoted(named)}, which isn't here"
 
 
 def other_than_default(source: Source, config: Mapping[str, Any] | None) -> str | None:
-    """The repository or path that a config names for a source, if its last part differs from that
-    of the rule file's default; else None.
+    """The repository or path that a config names for a source, if its last part differs from the
+    last part of the rule file's default; else None.
     """
     default = source.default
     if not isinstance(default, NamedDefault) or default.default is None:
@@ -165,8 +166,8 @@ def other_than_default(source: Source, config: Mapping[str, Any] | None) -> str 
 def _open_default(
     rules: RuleFile, name: str, config: Mapping[str, Any] | None, offline: bool
 ) -> tuple[Checkpoint, list[Problem]]:
-    """The checkpoint that the config names for a source, or else the rule file's default. A note
-    says if the default replaces the named checkpoint.
+    """The checkpoint that the config names for a source, or else the rule file's default. If the
+    default replaces the named checkpoint, a note says so.
     """
     source, give = rules.text.sources[name], f"Give it: --source {name}=DIR."
     why = f"source `{name}` is not given"
@@ -183,12 +184,12 @@ def _open_default(
                 f"{why}.{f' The config has no {key.from_} to name it.' if key else ''}",
                 give,
             )
-        with _wanted(f"{why}, so its default is wanted", give):
+        with _wanted(f"{why}, so its default is needed", give):
             return _open_named(name, default, source, offline, "the rule file's default"), []
     why = f"{why}. The config names it, {key.from_}: {quoted(str(value))}"
     if not isinstance(value, str):
         raise refuse(
-            "LR302", f"{why}, and that is neither a repository of the hub nor a path.", give
+            "LR302", f"{why}, and this value is neither a repository of the hub nor a path.", give
         )
     called = key.map.get(value, value)
     named = _repository_or_path(called)
@@ -196,7 +197,8 @@ def _open_default(
         default is not None and last_part(named) == last_part(default) and not is_there(Path(named))
     )
     own = (
-        f" Only if it was {default}, the rule file's default: --source {name}={default}."
+        f" Only if the named checkpoint is {default}, the rule file's default: --source "
+        f"{name}={default}."
         if default and not alike
         else ""
     )
@@ -215,9 +217,9 @@ def _open_default(
     return checkpoint, [
         Problem(
             "LR316",
-            f"the config names {quoted(value)} for `{name}`, which isn't here; {named}, of the "
-            "same name, is taken.",
-            f"If the named one was trained since, give it: --source {name}=DIR.",
+            f"the config names {quoted(value)} for `{name}`, which isn't here; {named}, which has "
+            "the same name, is taken instead.",
+            f"If the named checkpoint was trained further, give it: --source {name}=DIR.",
         )
     ]
 
@@ -237,8 +239,8 @@ def _named_default(rules: RuleFile, source: Source) -> NamedDefault | None:
 
 
 def _repository_or_path(named: str) -> str:
-    """A path or repository from a config, to open on this machine: a path in another machine's hub
-    cache becomes the repository.
+    """A path or repository from a config, for this machine. A path in another machine's hub cache
+    becomes the repository.
     """
     return named if is_there(Path(named)) else repository_of_cache(named) or named
 
@@ -249,12 +251,13 @@ def _open_named(
     """Open a path on this disk or a repository that a rule file or a config names.
 
     Args:
-        why: what names it, for the report.
+        why: why this checkpoint is used, for the report.
     """
     if not is_there(Path(text)) and parse_repository(text) is None:
         raise AbsentError.of(
             "LR100",
-            f"there is no {quoted(text)} on this disk, and no repository of the hub is called so.",
+            f"there is no {quoted(text)} on this disk, and a repository of the hub can't have "
+            "this name.",
             f"Give it: --source {name}=DIR.",
         )
     checkpoint = open_source(

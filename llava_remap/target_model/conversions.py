@@ -1,6 +1,6 @@
-"""The conversions of the installed transformers: which tensors of a checkpoint its loader makes
-which parameters of, and how. Plain data, found by asking the loader's own code about a model that
-is built without weights.
+"""The conversions of the installed transformers: which parameters its loader makes from which
+tensors of a checkpoint, and how. They are plain data. The loader's own code is asked about a model
+that is built without weights.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ class Step:
     """One operation of a conversion, on the way from the checkpoint to the model.
 
     Attributes:
-        kind: `stack` and `concat` join tensors along an axis, and `split` divides one; `swap`
-            exchanges two axes; `interleave` takes an axis as pairs and puts the first of each pair
-            before the second ones, or back; `rope` does the same inside of each head, on the first
-            axis; `other` is none of them.
-        axes: the axis, or for `swap` both.
-        back: of `interleave` and `rope`, whether the halves become pairs.
-        key: of `rope`, the config's key for the number of heads; of `split` and `concat`, that for
-            the number of parts, where it says how many there are.
-        parts: of `rope`, the numbers of the new tensors that it is for; empty for all.
-        name: what transformers calls it.
+        kind: `stack` and `concat` join tensors along an axis, and `split` divides a tensor. `swap`
+            exchanges two axes. `interleave` takes an axis as pairs and puts the first elements of
+            all pairs before the second elements, or back. `rope` does the same inside each head, on
+            the first axis. `other` is any other operation.
+        axes: the axis, or both axes of `swap`.
+        back: for `interleave` and `rope`, whether halves become pairs.
+        key: for `rope`, the config's key for the number of heads. For `split` and `concat`, the
+            config's key for the number of parts, if the config determines it.
+        parts: for `rope`, the numbers of the new tensors that are reordered; empty for all.
+        name: the operation's name in transformers.
     """
 
     kind: Literal["stack", "concat", "split", "swap", "interleave", "rope", "other"]
@@ -49,13 +49,13 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """Small tensors, and what transformers makes of them.
+    """Small tensors, and the tensors that transformers makes from them.
 
     Attributes:
-        old: for each pattern of the conversion its tensors, as nested lists of numbers: one, or the
-            first two of a list.
+        old: for each pattern of the conversion, one tensor or the first two tensors of a list, as
+            nested lists of numbers.
         new: the new tensors.
-        sizes: keys of the config → the values that they have here.
+        sizes: keys of the config → their values in this example.
     """
 
     old: tuple[tuple[Any, ...], ...]
@@ -68,10 +68,11 @@ class Moved:
     """Tensors that become parameters together.
 
     Attributes:
-        sources: for each pattern of the conversion, the names in the checkpoint: one, or a list.
-        targets: the names of the parameters; one, or several that one tensor is divided into.
-        steps: what is done; empty for a rename.
-        example: the same with small tensors; None for a rename.
+        sources: for each pattern of the conversion, one name in the checkpoint or a list of names.
+        targets: the name of the parameter, or the names of the parameters into which one tensor is
+            divided.
+        steps: the operations in order; empty for a rename.
+        example: the same conversion of small tensors; None for a rename.
     """
 
     sources: tuple[tuple[str, ...], ...]
@@ -82,11 +83,11 @@ class Moved:
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """What the loader makes of the checkpoint of a model.
+    """The loader's conversion of a model's checkpoint.
 
     Attributes:
         class_name: the model's class.
-        version: of transformers.
+        version: the version of transformers.
         moved: all tensors of the checkpoint.
         unused: conversions that took no name of this model's checkpoint, in words.
     """
@@ -108,19 +109,19 @@ def read_conversion(model_type: str, config: Mapping[str, Any] | None = None) ->
     """The conversion of a model type, or of a class.
 
     Args:
-        config: of the model; by default that of the class, with its own values.
+        config: the model's config; by default the config of the class with default values.
 
     Raises:
-        RemapError: LR211 for a type that transformers doesn't know, or that it converts nothing
-            for; LR112 if the model can't be built from the config, or if the loader doesn't take
-            what it saves itself.
+        RemapError: LR211 for a type that transformers doesn't know or has no conversion for; LR112
+            if the model can't be built from the config, or if transformers can't load its own saved
+            checkpoint.
     """
     return conversion_of(build_for_conversion(model_type, config))
 
 
 def build_for_conversion(model_type: str, config: Mapping[str, Any] | None = None) -> Any:
-    """The model of a type without weights: of its classes, one that generates text if there is one,
-    and of those the one with the most parameters.
+    """The model of a type, without weights. Among the type's classes, a class that generates text
+    is preferred, then the class with the most parameters.
     """
     import torch
 
@@ -133,14 +134,14 @@ def build_for_conversion(model_type: str, config: Mapping[str, Any] | None = Non
             f"the installed transformers has no model of the type or class `{model_type}`.",
             f"Did you mean {' or '.join(near)}?"
             if near
-            else "It is the `model_type` of a config.json, or a class.",
+            else "Give the `model_type` of a config.json, or a class.",
         )
     for kind in classes:
         try:
             with torch.device("meta"):
                 made = kind.config_class
                 built.append(kind(made() if config is None else made.from_dict(dict(config))))
-        except Exception as error:  # whatever the class raises about its config
+        except Exception as error:  # a class may raise anything about its config
             reasons.append(f"{kind.__name__}: {' '.join(str(error).split())[:200].rstrip('.')}")
     if not built:
         raise ConfigError.of(
@@ -156,14 +157,14 @@ def build_for_conversion(model_type: str, config: Mapping[str, Any] | None = Non
 
 
 def conversion_of(model: Any) -> Conversion:
-    """What the loader makes of the checkpoint of a model that is built without weights.
+    """The loader's conversion for a model that is built without weights.
 
-    The checkpoint is the one that transformers saves, with the prefixes that its conversions take
-    off, as far as the loader takes these.
+    The checkpoint has the names that transformers saves, with the prefixes that its conversions
+    remove, as far as the loader accepts these prefixes.
 
     Raises:
-        RemapError: LR112 if the loader doesn't take what it saves itself; LR211 if it converts
-            nothing.
+        RemapError: LR112 if transformers can't load its own saved checkpoint; LR211 if the loader
+            converts nothing.
     """
     import transformers
     from transformers import conversion_mapping
@@ -187,8 +188,8 @@ def conversion_of(model: Any) -> Conversion:
     else:
         raise ConfigError.of(
             "LR112",
-            f"transformers {transformers.__version__} doesn't load what it saves for "
-            f"{type(model).__name__}: these parameters don't come back.",
+            f"transformers {transformers.__version__} can't load its own saved checkpoint of "
+            f"{type(model).__name__}: these parameters are missing after the load.",
             "",
             sorted(failed),
         )
@@ -196,15 +197,15 @@ def conversion_of(model: Any) -> Conversion:
         raise refuse(
             "LR211",
             f"transformers {transformers.__version__} converts nothing for "
-            f"{type(model).__name__}: the names in its checkpoints are those of the model.",
-            "No rule file is needed for it.",
+            f"{type(model).__name__}: its checkpoints have the names of the model's parameters.",
+            "It needs no rule file.",
         )
     return Conversion(type(model).__name__, transformers.__version__, moved, unused)
 
 
 def _load(model: Any, stored: Mapping[str, Any]) -> tuple[tuple[Moved, ...], tuple[str, ...]]:
-    """What the loader does with each tensor of a checkpoint: the steps of
-    `convert_and_load_state_dict_in_model`, without a thread and without bytes.
+    """The loader's conversion of each tensor of a checkpoint: the steps of
+    `convert_and_load_state_dict_in_model`, without threads and bytes.
     """
     from transformers import conversion_mapping
     from transformers import core_model_loading as loading
@@ -263,8 +264,8 @@ def _converted(
 def _example(
     converter: Any, patterns: Sequence[str], steps: Sequence[Step], rank: int
 ) -> Example | None:
-    """What the operations of a conversion make of small tensors, numbered from 0; None for steps
-    that no rule can say.
+    """The result of a conversion's operations for small tensors with the numbers from 0; None for
+    steps that no rule can express.
     """
     import torch
 
@@ -325,7 +326,7 @@ def _example(
 def _steps(converter: Any, before: Shape, after: Shape, config: Any) -> Iterator[Step]:
     """
     Args:
-        before, after: the shapes of the first tensor that is taken, and of the first that is made.
+        before, after: the shapes of the first old tensor and of the first new tensor.
     """
     for operation in converter.operations:
         name = type(operation).__name__
@@ -362,8 +363,8 @@ def _steps(converter: Any, before: Shape, after: Shape, config: Any) -> Iterator
 
 
 def _count_key(operation: Any, config: Any) -> str:
-    """The config's key for the number of tensors that an operation joins or makes; empty where the
-    patterns of the conversion say how many there are.
+    """The config's key for the number of tensors that an operation joins or makes; empty if the
+    patterns of the conversion determine this number.
     """
     if operation.num_shards_attribute is None:
         return ""
@@ -373,7 +374,7 @@ def _count_key(operation: Any, config: Any) -> str:
 
 
 def _classes(model_type: str) -> list[Any]:
-    """The class of this name, or those whose config has this type."""
+    """The class of this name, or the classes whose config has this type."""
     import transformers
     from transformers import CONFIG_MAPPING, PreTrainedModel
 

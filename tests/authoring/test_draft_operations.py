@@ -44,7 +44,7 @@ def test_a_draft_infers_operations(fused: Path, run: Run) -> None:
     assert ran.out.count("{id: qkv-proj, from: '{m...}.qkv_proj.weight'") == 1
     assert "4 by an operation" in ran.out
     text = Path("mine.yaml").read_text()
-    assert "# unsure: sizes and names say which tensors these are" in text
+    assert "# unsure: sizes and names show which tensors belong together" in text
     assert [rule.id for rule in load_rule_file("mine.yaml").text.tensors] == [
         "gate-up-proj",
         "qkv-proj",

@@ -260,13 +260,13 @@ def test_the_tower_of_another_size_is_refused(run: Run) -> None:
         (
             "./clip",
             "LR100",
-            "mm_vision_tower: `./clip`: there is no `./clip` on this disk, and no repository",
+            "mm_vision_tower: `./clip`: there is no `./clip` on this disk, and a repository",
         ),
         (["a/b"], "LR114", "mm_vision_tower: `a/b`: "),
         (
             7,
             "LR302",
-            "mm_vision_tower: `7`, and that is neither a repository of the hub nor a path.",
+            "mm_vision_tower: `7`, and this value is neither a repository of the hub nor a path.",
         ),
         (None, "LR302", "The config has no mm_vision_tower to name it."),
     ],

@@ -212,7 +212,7 @@ def test_a_name_that_ends_as_the_default_does_is_a_note(value: str, run: Run, hu
         if code == "LR316"
     ]
     assert value[:100] in note
-    assert f"{STOCK}, of the same name, is taken" in note
+    assert f"{STOCK}, which has the same name, is taken instead" in note
 
 
 @pytest.mark.parametrize("value", [STOCK, None, ""])

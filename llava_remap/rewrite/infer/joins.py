@@ -1,8 +1,8 @@
-"""Finds tensor operations for what has no partner of its own: a tensor whose rows are those of
-several, a list of tensors that is one with another axis.
+"""Finds tensor operations for tensors without a partner: a tensor with the rows of several tensors,
+or a list of tensors that equals one tensor with another axis.
 
-Shapes say what adds up, and names which of the sums is meant: `qkv` is spelt by q, k and v, and
-gives their order. Where names spell none, or several sums are spelt, nothing is inferred.
+Shapes show which sums are possible, and names show which sum is meant: q, k and v spell `qkv`,
+which also gives their order. If names spell none of the sums, or several, nothing is inferred.
 """
 
 from __future__ import annotations
@@ -19,32 +19,33 @@ from llava_remap.rulefile import Template
 from llava_remap.rulefile.yaml_write import flow, quoted
 
 Kind = Literal["split", "concat", "stack", "unstack"]
-#: Why a person should look at an operation: these say the same of shapes.
+#: Why a person should check an operation: shapes don't distinguish these cases.
 UNSURE = {
-    "split": "sizes and names say which tensors these are; only the code that wrote them says "
-    "whether their rows follow one another, or take turns (by head, by group)",
-    "stack": "sizes and names say which tensors these are; look whether the code turns their axes",
+    "split": "sizes and names show which tensors belong together, but only the code that wrote "
+    "them shows whether their rows follow one another or alternate (by head, by group)",
+    "stack": "sizes and names show which tensors belong together; check whether the code reorders "
+    "their axes",
 }
-#: The most parts of a tensor, and the most tensors beside each other that are tried.
+#: The most parts of a tensor, and the most neighbouring tensors that are tried.
 _MOST_PARTS, _MOST_BESIDE = 3, 8
 _FIELDS = ("n", "m", "k")
-#: Words of a fused tensor's name that aren't those of its parts.
+#: Words of a fused tensor's name that don't stand for its parts.
 _GENERAL = {"proj", "weight", "bias", "w", "layer", "linear", "attn"}
-#: torch.nn.MultiheadAttention calls the rows of query, key and value so.
+#: Names that torch.nn.MultiheadAttention gives to the rows of query, key and value.
 _SPELT: Mapping[tuple[str, ...], tuple[str, ...]] = {("in",): ("q", "k", "v")}
 
 
 @dataclass(frozen=True, slots=True)
 class FoundOperation:
-    """An operation that fits, and the only one of its tensors.
+    """An operation that fits its tensors. No other operation fits them.
 
     Attributes:
-        kind: from the sources to the target.
-        whole: the one tensor, of each layer; a source for `split` and `unstack`.
-        parts: the others in their order. If they are lists, the number in the list is a further
-            INDEX of their names, at `at`; it is the first axis of the whole.
-        axis: along which they follow one another, or which numbers them.
-        at: -1 if they aren't lists.
+        kind: the kind of operation, from the sources to the target.
+        whole: the single tensor, of each layer; a source for `split` and `unstack`.
+        parts: the other tensors, in order. If they are lists, the number in the list is a further
+            INDEX in their names, at segment `at`; it numbers the first axis of the whole.
+        axis: the axis along which the parts follow one another, or which numbers them.
+        at: the segment with the number in a list; -1 if the parts aren't lists.
     """
 
     kind: Kind
@@ -67,13 +68,13 @@ class FoundOperation:
 
     @property
     def how(self) -> str:
-        """Its `how`, as a rule file has it."""
+        """The operation's `how`, as written in a rule file."""
         lists = {"split": "unstack: 0, ", "concat": "stack: 0, "}.get(self.kind, "")
         return f"{{{lists if self.at >= 0 else ''}{self.kind}: {self.axis}}}"
 
     @property
     def module(self) -> Segments:
-        """The module of the target in which the tensors are."""
+        """The target's module that has the tensors."""
         if self.at >= 0:
             return self.parts[0].pattern[: self.at] if self.divides else self.whole.pattern[:-1]
         return self.targets[0].pattern[:-2] if self.divides else _owner(self.whole.pattern)
@@ -87,8 +88,8 @@ class FoundOperation:
 
 
 def _owner(pattern: Segments) -> Segments:
-    """The module around the module that has a parameter; around a parameter without one
-    (`in_proj_weight`), its module.
+    """The module around the module of a parameter. For a parameter that stands directly in that
+    module (`in_proj_weight`), its own module.
     """
     return pattern[:-2] if pattern[-1] in ("weight", "bias") else pattern[:-1]
 
@@ -96,7 +97,7 @@ def _owner(pattern: Segments) -> Segments:
 def find_operations(
     source: Mapping[str, Shape], target: Mapping[str, Shape]
 ) -> list[FoundOperation]:
-    """Operations for source tensors and target tensors without partners.
+    """Find operations for source tensors and target tensors without partners.
 
     Args:
         source, target: name → shape.
@@ -120,13 +121,13 @@ def find_operations(
 def _sums(
     wholes: Sequence[Group], parts: Sequence[Group]
 ) -> Iterator[tuple[Group, tuple[Group, ...], int]]:
-    """Each whole with the parts that spell its name and make its size, and the axis."""
+    """Each whole with the parts that spell its name and add up to its size, and the axis."""
     beside: dict[tuple[Segments, str], list[Group]] = defaultdict(list)
     for part in parts:
         if len(part.pattern) > 1:
             beside[part.pattern[:-2], part.pattern[-1]].append(part)
     for whole in wholes:
-        kind = re.sub(r".*_", "", whole.pattern[-1])  # weight, or that of in_proj_weight
+        kind = re.sub(r".*_", "", whole.pattern[-1])  # `weight`, also of in_proj_weight
         for (_, last), alike in beside.items():
             if last != kind or len(alike) > _MOST_BESIDE:
                 continue
@@ -139,11 +140,11 @@ def _sums(
 def adding_up(
     source: Mapping[str, Shape], target: Mapping[str, Shape]
 ) -> list[tuple[Group, tuple[Group, ...], int]]:
-    """Tensors as large as several others beside each other, whose names don't spell it: the whole,
-    the parts, and the axis.
+    """Tensors as large as several neighbouring tensors together, whose names don't spell the
+    tensor's name: the whole, the parts, and the axis.
 
     Args:
-        source, target: name → shape, of what has no partner and no operation.
+        source, target: name → shape, of the tensors without partner and operation.
     """
     found = []
     for wholes, parts in ((fold(source), fold(target)), (fold(target), fold(source))):
@@ -166,7 +167,7 @@ def adding_up(
 def _sums_of_lists(
     wholes: Sequence[Group], parts: Sequence[Group]
 ) -> Iterator[tuple[Group, tuple[Group, ...], int, int]]:
-    """As `_sums`, for parts that are lists: with the place of the number in their names."""
+    """As `_sums`, for parts that are lists. The last value is the segment of the list's number."""
     lists: dict[tuple[Segments, str], list[tuple[Group, Group]]] = defaultdict(list)
     for alike in parts:
         pattern = alike.pattern
@@ -187,7 +188,7 @@ def _sums_of_lists(
 
 
 def _as_one(alike: Group, at: int) -> Group | None:
-    """A list as one group of stacked tensors; None if numbers lack or shapes differ."""
+    """A list as one group of stacked tensors; None if numbers are missing or shapes differ."""
     place = sum(part == INDEX for part in alike.pattern[:at])
     shapes: dict[tuple[int, ...], dict[int, Shape]] = defaultdict(dict)
     for numbers, shape in alike.members.items():
@@ -201,7 +202,7 @@ def _as_one(alike: Group, at: int) -> Group | None:
 
 
 def _spells(whole: Group, parts: Sequence[Group]) -> bool:
-    """Whether the words of the parts, or their first letters, are those of the whole."""
+    """Whether the words of the parts, or their first letters, are the words of the whole."""
     name = whole.pattern[len(_owner(whole.pattern))]
     words = [word for word in _words(name) if word not in _GENERAL]
     each = [_words(part.pattern[-2])[:1] for part in parts]
@@ -244,8 +245,8 @@ def _without(shape: Shape, axis: int) -> Shape:
 def _stacks(
     wholes: Sequence[Group], lists: Sequence[Group]
 ) -> Iterator[tuple[Group, tuple[Group, ...], int, int]]:
-    """Each whole with the only list whose tensors it numbers with its first axis, and the place of
-    their number in the list's names.
+    """Each whole with the only list whose tensors its first axis can number, the axis, and the
+    segment with the number in the list's names.
     """
     for whole in wholes:
         fits = [
@@ -269,11 +270,12 @@ def _is_stacked(whole: Group, alike: Group, at: int) -> bool:
 def operation_lines(
     found: Sequence[FoundOperation], others: Collection[str], *, moved: bool
 ) -> list[tuple[str, FoundOperation]]:
-    """A line of `tensors` for each operation, or for several that differ in the parameter alone.
+    """A line of `tensors` for each operation, or for several operations that differ only in the
+    parameter.
 
     Args:
         others: names that no operation may take.
-        moved: whether `names` puts the sources into the target's module first.
+        moved: whether `names` first moves the sources into the target's module.
     """
     merged: dict[object, list[FoundOperation]] = defaultdict(list)
     for one in found:
@@ -317,7 +319,7 @@ def _spelt(one: FoundOperation, pattern: Segments, last: str, *, new: bool = Fal
 
 
 def _each_at(one: FoundOperation, pattern: Segments) -> int:
-    """Where the number of a list stands in a name; -1 without one."""
+    """The segment with the number of a list in a name; -1 without a list."""
     if one.at < 0 or sum(part == INDEX for part in pattern) == sum(
         part == INDEX for part in one.whole.pattern
     ):

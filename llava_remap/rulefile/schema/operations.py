@@ -47,7 +47,11 @@ class _View(Part):
     @model_validator(mode="after")
     def _sound(self) -> _View:
         check(
-            "form", ("axis" in self.model_fields_set and not self.view, "`axis` goes with `view`")
+            "form",
+            (
+                "axis" in self.model_fields_set and not self.view,
+                "`axis` is only allowed with `view`",
+            ),
         )
         try:
             _ = self.seen
@@ -57,7 +61,7 @@ class _View(Part):
 
 
 class SeenTensor(_View):
-    """A part with other axes than it is stored with, or a part that is dropped."""
+    """A tensor with a view or another order of axes, or a dropped part."""
 
     model_config = either(("name",), ("drop",))
 
@@ -65,7 +69,7 @@ class SeenTensor(_View):
     drop: str | None = Field(
         None,
         min_length=1,
-        description="in `to`: leaves the part out; the text is the reason, for the report",
+        description="in `to`: drops the part; the text is the reason, for the report",
     )
     size: Count | SizeName = Field(
         REST, description="size of a dropped part along the axis; * for the remaining size"
@@ -76,12 +80,12 @@ class SeenTensor(_View):
         dropped = self.drop is not None
         check(
             "form",
-            (dropped is (self.name is not None), "give `name` or `drop`"),
+            (dropped is (self.name is not None), "give either `name` or `drop`"),
             (
                 dropped and self.seen != AS_STORED,
-                "a part that is dropped has neither `view` nor `axes`",
+                "a dropped part has neither `view` nor `axes`",
             ),
-            (not dropped and self.size != REST, "`size` goes with `drop`"),
+            (not dropped and self.size != REST, "`size` is only for parts with `drop`"),
         )
         return self
 
@@ -112,17 +116,17 @@ Tensors = Annotated[
     Discriminator(
         lambda value: LISTED if isinstance(value, (list, tuple)) else _kind(value),
         custom_error_type="form",
-        custom_error_message="`from` and `to` have a tensor or a list of tensors",
+        custom_error_message="`from` and `to` need a tensor or a list of tensors",
     ),
 ]
 
 
 class How(_View):
-    """What an operation does. `view` and `axes` apply to the single tensor: the one to divide, or
-    the one that the others are joined into.
+    """What an operation does. `view` and `axes` apply to the single tensor: the tensor to divide,
+    or the tensor made by joining.
     """
 
-    # For editors: the whole is divided or put together; the validator says the same.
+    # For editors: an operation divides or joins. The validator checks the same.
     model_config = ConfigDict(
         json_schema_extra={
             "not": {
@@ -168,7 +172,7 @@ class How(_View):
 
     @property
     def joins(self) -> bool:
-        """Whether tensors are put together to one."""
+        """Whether several tensors are joined into one."""
         return bool({"concat", "stack"} & self.model_fields_set)
 
     @property
@@ -188,7 +192,7 @@ class TensorRule(Part):
     )
     from_: Tensors = Field(alias="from", description="the tensor to take, or the list of tensors")
     to: Tensors = Field(description="the tensor to make, or the list of tensors")
-    how: How = Field(description="where the elements go")
+    how: How = Field(description="how the tensors are divided or joined")
     let: dict[str, Annotated[str, Field(pattern=r"^target\.[A-Za-z_][A-Za-z0-9_.]*$")]] = Field(
         {}, description="name for a size → key of the target's config (target.text_config.…)"
     )
@@ -199,7 +203,7 @@ class TensorRule(Part):
     )
     optional: bool = Field(
         False,
-        description="whether a checkpoint may have no name for this rule (no LR205 from lint)",
+        description="whether a checkpoint may have no tensor for this rule (no LR205 from lint)",
     )
 
     _operation: Operation = PrivateAttr()
@@ -217,9 +221,12 @@ class TensorRule(Part):
             (self.when == Condition(), "`when` is empty, so it always holds: leave it out"),
             (
                 self.how.divides and len(sources) > 1,
-                "`split` and `unstack` take one tensor of `from`",
+                "`split` and `unstack` take one tensor, but `from` has several",
             ),
-            (self.how.joins and len(targets) > 1, "`concat` and `stack` make one tensor of `to`"),
+            (
+                self.how.joins and len(targets) > 1,
+                "`concat` and `stack` make one tensor, but `to` has several",
+            ),
         )
         try:
             self._operation = Operation(
