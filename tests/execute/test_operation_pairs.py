@@ -16,7 +16,7 @@ from llava_remap.checkpoint import Checkpoint, Location, Tensor
 from llava_remap.core.dtypes import from_float64, to_float64
 from llava_remap.execute import Recipe, blocks
 from llava_remap.planning import AddLora, Mapped, Part
-from llava_remap.planning.place import PartShape, place
+from llava_remap.planning.place import PartOfWhole, place, viewed
 from llava_remap.routing import SourceName
 from llava_remap.rulefile import AS_STORED, Join, Seen
 
@@ -98,9 +98,11 @@ def test_pairs_of_matrices_that_are_joined(operation: str, pairs: tuple[str, ...
     then = tuple(source.pair(name, shape) for name in pairs)
     wanted = join([source.values["x"], source.values["y"]])
     views = parts_seen or [AS_STORED, AS_STORED]
-    ends = [[PartShape(name, shape, seen=view)] for name, view in zip("xy", views, strict=True)]
+    ends = [
+        [PartOfWhole(viewed(name, shape, view, {}))] for name, view in zip("xy", views, strict=True)
+    ]
     parts = []
-    for [region] in place("t", wanted.shape, seen, joined, ends, {}):
+    for [region] in place(viewed("t", wanted.shape, seen, {}), joined, ends):
         assert region.in_part is not None
         parts.append(Part("m", shape, region.in_part, region.in_whole))
     entry = Mapped("t", "F32", wanted.shape, tuple(parts), then, ())
@@ -127,8 +129,8 @@ def test_a_pair_of_a_matrix_that_is_divided(division: str, made: bool) -> None:
     if made:
         then = (source.pair("t", wanted.shape, made=True),)
         wanted = wanted + source.values["t"]
-    ends = [[PartShape(name, wanted.shape)] for name in "qtv"]
-    [region] = place("w", shape, seen, join, ends, {})[1]
+    ends = [[PartOfWhole(viewed(name, wanted.shape, AS_STORED, {}))] for name in "qtv"]
+    [region] = place(viewed("w", shape, seen, {}), join, ends)[1]
     assert region.in_part is not None
     entry = Mapped(
         "t", "F32", wanted.shape, (Part("m", shape, region.in_whole, region.in_part),), then, ()
