@@ -48,7 +48,7 @@ def stock_image_processor(tower: Tower) -> dict[str, Any]:
     square = {"height": side, "width": side}
     sizes = (
         {"size": {"shortest_edge": side}, "crop_size": square}
-        if kind == "clip_vision_model"
+        if IMAGE_PROCESSORS[kind].get("do_center_crop")
         else {"size": square}
     )
     return {**IMAGE_PROCESSORS[kind], **sizes}

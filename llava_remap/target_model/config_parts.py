@@ -119,7 +119,8 @@ def _vision_config(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """
     if isinstance(inner := config.get("vision_config"), Mapping):
         return inner if "hidden_size" in inner or "model_type" in inner else None
-    return config if str(config.get("model_type", "")).endswith("_vision_model") else None
+    kind = str(config.get("model_type", ""))
+    return config if kind.endswith("_vision_model") or kind in TOWER_DEFAULTS else None
 
 
 def own_vision_configs(configs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -24,6 +24,16 @@ TOWER_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "patch_size": 16, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6,
         "attention_dropout": 0.0,
     },
+    "dinov2": {
+        "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
+        "num_attention_heads": 12, "image_size": 224,
+        "patch_size": 14, "hidden_act": "gelu", "layer_norm_eps": 1e-6,
+    },
+    "vit_msn": {  # ViT without its pooler
+        "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
+        "num_attention_heads": 12, "image_size": 224,
+        "patch_size": 16, "hidden_act": "gelu", "layer_norm_eps": 1e-6,
+    },
 }  # fmt: skip
 
 #: Vision configs of the stock towers, as in their own `config.json`.
@@ -92,7 +102,7 @@ SPECIAL_TOKENS: Sequence[tuple[Mapping[int, str], Mapping[str, int]]] = (
 
 #: Image processors of the stock towers, without sizes, for sources without a
 #: `preprocessor_config.json`.
-IMAGE_PROCESSORS: Mapping[str, Mapping[str, Any]] = {
+IMAGE_PROCESSORS: dict[str, Mapping[str, Any]] = {
     "clip_vision_model": {
         "image_processor_type": "CLIPImageProcessor", "do_center_crop": True,
         "do_convert_rgb": True, "do_normalize": True,
@@ -106,6 +116,8 @@ IMAGE_PROCESSORS: Mapping[str, Mapping[str, Any]] = {
         "resample": 3, "rescale_factor": 1 / 255,
     },
 }  # fmt: skip
+#: open_clip normalises pictures for every tower as for CLIP's, unless its file says otherwise.
+IMAGE_PROCESSORS |= dict.fromkeys(("dinov2", "vit_msn"), IMAGE_PROCESSORS["clip_vision_model"])
 
 
 def stock_name(named: str | None) -> str | None:

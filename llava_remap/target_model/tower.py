@@ -32,6 +32,24 @@ _SIZES = (
 )
 #: What tensors don't show, and no tower is known without.
 _UNSEEN = ("num_attention_heads", "hidden_act")
+#: What can be seen in names alone, the first that fits: the names of patch embedding, table of
+#: positions and class token, and what the names of layers begin with.
+_FORMS = (
+    (
+        "embeddings.patch_embedding.weight",
+        "embeddings.position_embedding.weight",
+        "embeddings.class_embedding",
+        "encoder.layers.",
+    ),
+    (
+        "embeddings.patch_embeddings.projection.weight",
+        "embeddings.position_embeddings",
+        "embeddings.cls_token",
+        "encoder.layer.",
+    ),
+)
+#: The first matrix of a layer's MLP.
+_MLP = (".mlp.fc1.weight", ".intermediate.dense.weight")
 _GIVE = "Give the tower's own checkpoint, with its config.json: --source vision_tower=DIR."
 
 
@@ -107,6 +125,8 @@ def read_tower(
     }
     if seen["model_type"] == "siglip_vision_model":
         config["vision_use_head"] = seen["has_head"]
+    if seen["model_type"] == "dinov2":
+        config |= _dinov2(seen)
     facts = {
         **sizes,
         **kind,
@@ -124,6 +144,24 @@ def read_tower(
     return Tower(config, facts, tuple(notes))
 
 
+def _dinov2(seen: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys with which Dinov2Config says the width of the MLP, which it has as a ratio, and that
+    there is no token for masked patches.
+
+    Raises:
+        RemapError: LR112 for a width that is no multiple.
+    """
+    ratio, rest = divmod(seen["intermediate_size"], seen["hidden_size"])
+    if rest:
+        raise ConfigError.of(
+            "LR112",
+            f"the tower's MLP is {seen['intermediate_size']} wide, and its layers "
+            f"{seen['hidden_size']}; Dinov2Config has a whole number for their ratio. The MLP of "
+            "DINOv2's giant model has a gate (SwiGLU), which no rule maps.",
+        )
+    return {"mlp_ratio": ratio, "use_mask_token": False}
+
+
 def shapes_config(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """A vision config for a tower with the shapes of these tensors, for uses that need only shapes.
 
@@ -134,6 +172,7 @@ def shapes_config(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         **{key: seen[key] for key in ("model_type", *_SIZES)},
         "image_size": isqrt(max(seen["patches"], 0)) * seen["patch_size"],
         "num_attention_heads": 1,
+        **(_dinov2(seen) if seen["model_type"] == "dinov2" else {}),
     }
 
 
@@ -167,44 +206,45 @@ def _sizes(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         for name, tensor in tensors.items()
         if name.startswith(prefix)
     }
-    patch = tower.get("embeddings.patch_embedding.weight")
-    positions = tower.get("embeddings.position_embedding.weight")
+    form = next((form for form in _FORMS if form[0] in tower), _FORMS[0])
+    patch_name, positions_name, class_name, layer = form
+    patch, positions = tower.get(patch_name), tower.get(positions_name)
     if not tower:
         raise refuse("LR302", "the vision tower: no source holds any tensor of it.", _GIVE)
-    first_mlp = next((t for name, t in tower.items() if name.endswith(".mlp.fc1.weight")), None)
+    first_mlp = next((t for name, t in tower.items() if name.endswith(_MLP)), None)
     if (
         patch is None
         or len(patch.shape) != 4
         or positions is None
-        or len(positions.shape) != 2
+        or len(positions.shape) != 2 + (form is not _FORMS[0])  # with an axis for the batch
         or first_mlp is None
     ):
         raise refuse(
             "LR302",
             "the vision tower lacks its patch embedding, its position table or its layers.",
             _GIVE,
-            [
-                prefix + "embeddings.patch_embedding.weight",
-                prefix + "embeddings.position_embedding.weight",
-            ],
+            [prefix + patch_name, prefix + positions_name],
         )
-    class_tokens = int("embeddings.class_embedding" in tower)
-    layered = (name for name in tower if name.startswith("encoder.layers."))
+    class_tokens, table = int(class_name in tower), positions.shape[-2:]
+    layered = [name for name in tower if name.startswith(layer)]
+    kind = "clip_vision_model" if class_tokens else "siglip_vision_model"
+    if form is not _FORMS[0]:
+        kind = "dinov2" if any(".layer_scale" in name for name in layered) else "vit_msn"
     out, channels, side, last = patch.shape
     if channels == side != last:  # MLX's order, [out, height, width, in]: the plan refuses it
         channels = last
     return {
-        "model_type": "clip_vision_model" if class_tokens else "siglip_vision_model",
+        "model_type": kind,
         "hidden_size": out,
         "num_channels": channels,
         "patch_size": side,
-        "positions": list(positions.shape),
-        "patches": positions.shape[0] - class_tokens,
+        "positions": list(table),
+        "patches": table[0] - class_tokens,
         "class_tokens": class_tokens,
         "intermediate_size": first_mlp.shape[0],
         "num_hidden_layers": 1
         + max(
-            (int(layer) for name in layered if (layer := name.split(".")[2]).isdecimal()),
+            (int(number) for name in layered if (number := name.split(".")[2]).isdecimal()),
             default=-1,
         ),
         "has_head": any(name.startswith("head.") for name in tower),
@@ -225,6 +265,8 @@ def _known(
     """
     defaults = TOWER_DEFAULTS[seen["model_type"]]
     given = {"model_type": seen["model_type"], **defaults, **own} if own is not None else None
+    if given is not None and isinstance(ratio := given.get("mlp_ratio"), int):
+        given["intermediate_size"] = given["hidden_size"] * ratio
     sized = next((name for name, preset in STOCK.items() if _fits(preset, seen)), None)
     called = stock_name(named)
     if apart and called in STOCK and sized not in (None, called):

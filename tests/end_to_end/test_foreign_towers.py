@@ -30,6 +30,8 @@ TOWERS = {
     "open-clip": ("tower-open-clip", "", INSIDE),
     "timm-siglip": ("tower-timm-siglip", HEADS, INSIDE + "trunk."),
     "timm-clip": ("tower-timm-clip", HEADS, INSIDE + "trunk."),
+    "timm-vit": ("tower-timm-vit", HEADS, INSIDE + "trunk."),
+    "timm-dinov2": ("tower-timm-dinov2", "", INSIDE + "trunk."),
 }
 
 
@@ -174,3 +176,89 @@ def test_other_features_than_the_research_codes_are_refused(
     given = [str(source), f"vision_tower={ORIGINALS / name}"]
     found = plan(rules_for(part, more), given, dry_run=True).plan.problems
     assert [problem.code for problem in found] == ["LR314"]
+
+
+def open_clips_file(original: Path, file: Path) -> Path:
+    """The checkpoint of a training by open_clip: a tower beside a text encoder, in a wrapper."""
+    tower = {f"module.visual.trunk.{n}": tensor for n, tensor in weights(original).items()}
+    text = {"module.text.proj.0.weight": torch.zeros(2, 2), "module.logit_scale": torch.ones(())}
+    torch.save({"epoch": 3, "name": "biomedclip", "state_dict": tower | text}, file)
+    return file
+
+
+def test_llava_rads_tower_gives_the_projector_the_patches_of_its_last_but_one_layer(
+    tmp_path: Path,
+) -> None:
+    """biomedclip_cxr_518 is a DINOv2 of timm that open_clip trained; LLaVA-Rad takes `patch` of
+    layer -2.
+    """
+    original = ORIGINALS / "timm-dinov2"
+    tower = open_clips_file(original, tmp_path / "biomedclipcxr_518_checkpoint.pt")
+    source = llava(
+        tmp_path / "source",
+        width_of(original),
+        mm_vision_tower_checkpoint=tower.name,
+        mm_vision_tower_config="biomedclipcxr_518.json",
+    )
+    result = apply(rules_for("tower-timm-dinov2"), [source, f"vision_tower={tower}"], "out")
+    assert any("mm_vision_tower_checkpoint" in note.cause for note in result.notes)
+    model = AutoModelForImageTextToText.from_pretrained("out", dtype=torch.float32).eval()
+    said, own = load_file(original / "features.safetensors"), weights(source)
+    x = said["features"][-2][:, 1:]
+    for layer in ("0", "2"):
+        name = f"model.mm_projector.{layer}"
+        x = torch.nn.functional.linear(
+            x, own[f"{name}.weight"].float(), own[f"{name}.bias"].float()
+        )
+        x = torch.nn.functional.gelu(x) if layer == "0" else x
+    with torch.no_grad():
+        found = torch.stack([*model.get_image_features(said["pixels"]).pooler_output])
+    assert (found - x).abs().max() < NEAR * x.abs().max()
+
+
+def test_registers_of_dinov2_are_refused(tmp_path: Path) -> None:
+    """LLaVA's classes leave out one token, and four registers would be taken for patches."""
+    source, tower = llava(tmp_path / "source", 64), tmp_path / "tower"
+    tower.mkdir()
+    tensors = weights(ORIGINALS / "timm-dinov2") | {"reg_token": torch.zeros(1, 4, 64)}
+    save_file({f"visual.trunk.{n}": t for n, t in tensors.items()}, tower / "model.safetensors")
+    given = [str(source), f"vision_tower={tower}"]
+    found = plan(rules_for("tower-timm-dinov2"), given, dry_run=True).plan.problems
+    assert [problem.code for problem in found] == ["LR301"]
+    assert found[0].names == ("visual.trunk.reg_token",)
+
+
+def test_a_gate_in_dinov2s_mlp_is_refused(tmp_path: Path) -> None:
+    source, tower = llava(tmp_path / "source", 64), tmp_path / "tower"
+    tower.mkdir()
+    tensors = weights(ORIGINALS / "timm-dinov2")
+    for layer in range(3):  # SwiGLU of the giant model: two matrices in one
+        tensors[f"blocks.{layer}.mlp.fc1.weight"] = torch.zeros(342, 64)
+        tensors[f"blocks.{layer}.mlp.fc1.bias"] = torch.zeros(342)
+        tensors[f"blocks.{layer}.mlp.fc2.weight"] = torch.zeros(64, 171)
+    save_file(tensors, tower / "model.safetensors")
+    given = [str(source), f"vision_tower={tower}"]
+    [problem] = plan(rules_for("tower-timm-dinov2"), given, dry_run=True).plan.problems
+    assert problem.code == "LR112"
+    assert "SwiGLU" in problem.cause
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [({}, None), ({"num_attention_heads": 2}, "LR309"), ({"mlp_ratio": 4}, "LR309")],
+)
+def test_the_config_of_transformers_beside_a_dinov2_is_believed_or_contradicts(
+    said: dict[str, int], code: str | None, tmp_path: Path
+) -> None:
+    source, tower = llava(tmp_path / "source", 64), tmp_path / "tower"
+    shutil.copytree(ORIGINALS / "timm-dinov2", tower)
+    config = {
+        "model_type": "dinov2", "hidden_size": 64, "num_hidden_layers": 3, "image_size": 28,
+        "num_attention_heads": 1, "mlp_ratio": 2, "patch_size": 14,
+    }  # fmt: skip
+    (tower / "config.json").write_text(json.dumps(config | said))
+    given = [str(source), f"vision_tower={tower}"]
+    found = plan(rules_for("tower-timm-dinov2"), given, dry_run=True).plan
+    assert [problem.code for problem in found.problems] == ([code] if code else [])
+    if code is None:
+        assert not [note for note in found.notes if note.code == "LR309"]
