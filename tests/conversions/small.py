@@ -18,6 +18,22 @@ _HEAD = {"upsample_out_channels": [64, 48], "conv_out_channels": [48, 32, 32]}
 _SHUFFLED = {"head_config": {**_HEAD, "use_pixel_shuffle": True}}
 _SIGLIP = {"vision_config": {"model_type": "siglip_vision_model"}}
 _EMU = {"vocabulary_map": {"<|extra_0|>": 0}}
+_VIBE_VOICE = {
+    f"{kind}_tokenizer_encoder_config": {"num_filters": 4, "depths": [1, 1, 1, 1, 1, 1, 2]}
+    for kind in ("acoustic", "semantic")
+}
+_MISTRAL_LARGE = {
+    "num_hidden_layers": 4,
+    "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"],
+    "layer_types": ["indexed_attention"] * 4,
+    "indexer_types": ["full"] * 4,
+    "no_rope_layers": [1, 1, 1, 0],
+    "kv_source_layers": [0, 1, 2, 3],
+    "hidden_size": 256,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "n_routed_experts": 8,
+}
 #: Configs of types whose class has none by default from which it can be built.
 CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "DetrModel": _WITHOUT_TIMM,
@@ -58,6 +74,66 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
         }
     },
     "Sapiens2ForImageMatting": _SHUFFLED,
+    "MimiModel": {"upsample_groups": 32, "num_filters": 16},
+    "VibeVoiceAsrModel": _VIBE_VOICE,
+    "vibevoice_asr": _VIBE_VOICE,
+    "cosmos3_edge": {
+        "text_config": {
+            "hidden_size": 128,
+            "intermediate_size": 256,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "head_dim": 64,
+            "rope_parameters": {"rope_type": "default", "mrope_section": [12, 10, 10]},
+        },
+        "vision_config": {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4},
+        "projector_hidden_size": 160,
+    },
+    "gemma3n_text": {
+        "num_hidden_layers": 5,
+        "intermediate_size": [192] * 5,
+        "layer_types": ["sliding_attention"] * 4 + ["full_attention"],
+        "activation_sparsity_pattern": [0.9, 0.9, 0.9, 0.0, 0.0],
+        "num_kv_shared_layers": 0,
+    },
+    "granitemoehybrid": {
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        "num_hidden_layers": 3,
+        "hidden_size": 256,
+        "mamba_n_heads": 8,
+        "intermediate_size": 192,
+        "num_local_experts": 4,
+    },
+    "inkling_mm_model": {
+        "text_config": {
+            "hidden_size": 128,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "swa_num_attention_heads": 4,
+            "swa_num_key_value_heads": 2,
+            "layer_types": ["hybrid_sliding", "hybrid", "hybrid_sliding"],
+            "mlp_layer_types": ["dense", "sparse", "sparse"],
+            "intermediate_size": 256,
+            "moe_intermediate_size": 96,
+            "n_routed_experts": 8,
+        },
+        "audio_config": {"text_hidden_size": 128},
+        "vision_config": {"text_hidden_size": 128, "patch_size": 4, "n_layers": 4},
+    },
+    "kimi_k25": {
+        "text_config": {
+            "first_k_dense_replace": 1,
+            "hidden_size": 1024,
+            "intermediate_size": 1536,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 16,
+        }
+    },
+    "d_fine": {"d_model": 128},
+    "longcat_flash": {"n_routed_experts": 8, "zero_expert_num": 4, "moe_topk": 4},
+    "mistral_large4": {"text_config": _MISTRAL_LARGE},
+    "mistral_large4_text": _MISTRAL_LARGE,
     "qwen4_exp_text": {
         "num_hidden_layers": 4,
         "num_experts": 8,
@@ -132,7 +208,7 @@ def _changed(config: Mapping[str, Any], divisor: int, layers: int, experts: int)
                 found[key] = value[:layers]
         elif key.endswith("token_id"):
             found[key] = min(value, 1)
-        elif key.endswith("vocab_size"):
+        elif "vocab_size" in key:
             found[key] = min(value, 96)
         elif layers and _LAYERS.match(key):
             found[key] = min(value, layers)
