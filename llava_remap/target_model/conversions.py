@@ -406,8 +406,7 @@ def _classes(model_type: str) -> list[Any]:
             if (
                 kind.__name__ == model_type
                 if config_class is None
-                else kind.config_class is config_class
-                and not kind.__name__.endswith("PreTrainedModel")
+                else kind.config_class is config_class and "PreTrainedModel" not in kind.__name__
             )
         ]
     return found

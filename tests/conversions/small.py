@@ -47,6 +47,8 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "aya_vision": _SIGLIP,
     "Emu3Model": _EMU,
     "emu3": _EMU,
+    "gemma4_unified": {"vision_config": {"model_type": "gemma4_unified_vision"}},
+    "qwen3_omni_moe": {"enable_audio_output": False},
     "esm": {"vocab_size": 33, "pad_token_id": 1},
     "lfm2_moe": {
         "layer_types": ["conv", "full_attention", "conv", "full_attention"],
