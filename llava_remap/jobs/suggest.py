@@ -23,7 +23,7 @@ def with_suggestions(
         layout: the plan's layout. Rules are written with classic names.
         with_rules: whether to suggest rules; only useful if the rule file is for this checkpoint.
     """
-    if not plan.unmapped and not plan.missing:
+    if not plan.unmapped and not plan.missing and not plan.mismatched:
         return plan
     left = {entry.name: entry.shape for entry in plan.unmapped}
     missing = {entry.target: entry.shape for entry in plan.missing}
@@ -46,7 +46,13 @@ def _operations(plan: Plan, routes: Routes, names: Mapping[str, str]) -> tuple[s
         for r in routes.taken
         if (r.source, r.tensor.name) in over and r.rewrite.operated is None
     }
-    return suggest_operations(left, _missing(plan, names))
+    classic = {name: own for own, name in names.items()}
+    turned = {
+        classic.get(m.target, m.target): m.source_shape
+        for m in plan.mismatched
+        if len(m.source_shape) == 2 and m.source_shape == m.target_shape[::-1]
+    }
+    return suggest_operations(left, _missing(plan, names), turned)
 
 
 def _missing(plan: Plan, names: Mapping[str, str]) -> dict[str, tuple[int, ...]]:

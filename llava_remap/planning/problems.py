@@ -214,6 +214,11 @@ def _shape_problem(mismatched: Sequence[Mismatched], config: Mapping[str, Any]) 
         cause += f" The config agrees with the model: {there}."
     if len(turned) == len(mismatched):
         fix = "Give the checkpoint from which this one was made, with the axes in PyTorch's order."
+        if any(len(m.source_shape) == 2 for m in turned):
+            fix += (
+                " Or turn matrices by rules of `tensors`. Square matrices beside them may be "
+                "turned as well; their sizes don't show it."
+            )
     elif here and not there:
         fix = (
             "The config belongs to these weights. The target class has another size there, so it "

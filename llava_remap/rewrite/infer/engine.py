@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from types import MappingProxyType
 
 from llava_remap.rewrite.infer.groups import INDEX, Group, Segments, Shape, fill, fold, unfold
 from llava_remap.rewrite.infer.joins import (
@@ -12,6 +13,7 @@ from llava_remap.rewrite.infer.joins import (
     adding_up,
     find_operations,
     operation_lines,
+    squares_beside,
 )
 from llava_remap.rewrite.infer.match import Match, Matching, match
 from llava_remap.rewrite.infer.rules import DROPPED, InferredRule, make_rules, rule_line
@@ -31,12 +33,14 @@ class Inference(Matching):
         dropped: source groups that fit nothing in the target, although it is complete.
         inside: unplaced groups in the source's module for `whole`; they are never dropped.
         operations: tensor operations that make several parameters of one tensor, or one of several.
+        squares: unplaced square groups beside transposed ones, with the groups that they may be.
     """
 
     rules: tuple[InferredRule, ...]
     dropped: tuple[Group, ...]
     inside: tuple[Group, ...]
     operations: tuple[FoundOperation, ...] = ()
+    squares: tuple[tuple[Group, Group], ...] = ()
 
     @property
     def operation_lines(self) -> list[tuple[str, FoundOperation]]:
@@ -47,19 +51,32 @@ class Inference(Matching):
             if pair.how != "by an operation"
             for name in pair.target.names
         ]
+        others += [name for group in self.missing for name in group.names]
         return operation_lines(self.operations, others, moved=True)
 
     @property
     def adding_up(self) -> list[str]:
-        """Tensors left over that are as large as several others, in words: they may be operations,
-        which names don't tell.
+        """Tensors left over that may be operations, in words: as large as several others, and
+        neither names nor shapes tell it; or square beside transposed ones.
         """
         left = [*self.unplaced, *(question.source for question in self.questions)]
-        return [
-            f"{whole.folded} {list(whole.shape)} is as large as "
-            f"{' and '.join(part.folded for part in parts)} together, along axis {axis}: names "
-            "don't tell whether one becomes the other, and in which order"
-            for whole, parts, axis in adding_up(_shapes(left), _shapes(self.missing))
+        sums = []
+        for whole, parts, ways in adding_up(_shapes(left), _shapes(self.missing)):
+            along = " or, transposed, ".join(f"along axis {axis}" for axis, _ in ways)
+            if [turned for _, turned in ways] == [True]:
+                along = f"transposed, {along}"
+            sums.append(
+                f"{whole.folded} {list(whole.shape)} is as large as "
+                f"{' and '.join(part.folded for part in parts)} together, {along}: "
+                f"{'names' if len(ways) == 1 else 'names and sizes'} don't tell whether one "
+                "becomes the other, and in which order"
+            )
+        return sums + [
+            f"{source.folded} {list(source.shape)} is square, and matrices beside it are "
+            f"transposed: sizes don't tell whether it is too. It becomes {target.folded} as it is "
+            f"(--map {source.names[0]}={target.names[0]}), or by an operation with "
+            "`how: {axes: [1, 0]}`"
+            for source, target in self.squares
         ]
 
     def unsure(self, rule: InferredRule) -> str:
@@ -110,6 +127,7 @@ def infer(
             since the model computes with them.
     """
     found, operations = with_operations(match(source, target, tied, answers))
+    found, squares = _without_squares(found, operations)
     inside = _inside(found, whole)
     dropped = (
         tuple(group for group in found.unplaced if group not in inside)
@@ -126,6 +144,27 @@ def infer(
         dropped=dropped,
         inside=inside,
         operations=operations,
+        squares=squares,
+    )
+
+
+def _without_squares(
+    found: Matching, operations: Sequence[FoundOperation]
+) -> tuple[Matching, tuple[tuple[Group, Group], ...]]:
+    """A matching in which square matrices beside transposed ones have no partner, unless a person
+    gave it; and these groups.
+    """
+    pairs = [(one.source, one.target) for one in found.matches if one.how != "asked"]
+    squares = squares_beside(pairs, operations)
+    sources, targets = ([pair[side] for pair in squares] for side in (0, 1))
+    return (
+        Matching(
+            tuple(one for one in found.matches if one.source not in sources),
+            found.questions,
+            (*found.unplaced, *sources),
+            (*found.missing, *targets),
+        ),
+        tuple(squares),
     )
 
 
@@ -184,17 +223,22 @@ def _inside(found: Matching, module: str) -> tuple[Group, ...]:
 
 
 def suggest_operations(
-    unmapped: Mapping[str, Shape], missing: Mapping[str, Shape]
+    unmapped: Mapping[str, Shape],
+    missing: Mapping[str, Shape],
+    turned: Mapping[str, Shape] = MappingProxyType({}),
 ) -> tuple[str, ...]:
-    """Lines of `tensors` that make parameters without a source of names without a parameter.
+    """Lines of `tensors` that make parameters without a source of names without a parameter, and
+    that turn matrices.
 
     Args:
         unmapped: source name, as `names` or else `prepare` leaves it → shape.
         missing: parameter → shape.
+        turned: matrices that the checkpoint has transposed → shape there.
     """
     if len(fold(unmapped)) * len(fold(missing)) > _MOST_PAIRS:
         return ()
     found = find_operations(unmapped, missing)
+    found += [FoundOperation("turn", one, (one,), 0, turned=True) for one in fold(turned)]
     return tuple(line for line, _ in operation_lines(found, (), moved=False))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, permutations
 from typing import Literal
@@ -18,13 +18,21 @@ from llava_remap.rewrite.infer.groups import INDEX, Group, Segments, Shape, fold
 from llava_remap.rulefile import Template
 from llava_remap.rulefile.yaml_write import flow, quoted
 
-Kind = Literal["split", "concat", "stack", "unstack"]
+Kind = Literal["split", "concat", "stack", "unstack", "turn"]
+_OF_ROWS = (
+    "sizes and names show which tensors belong together, but only the code that wrote them shows "
+    "whether their rows follow one another or alternate (by head, by group)"
+)
+_OF_LISTS = (
+    "sizes and names show which tensors belong together; check whether the code reorders their axes"
+)
 #: Why a person should check an operation: shapes don't distinguish these cases.
-UNSURE = {
-    "split": "sizes and names show which tensors belong together, but only the code that wrote "
-    "them shows whether their rows follow one another or alternate (by head, by group)",
-    "stack": "sizes and names show which tensors belong together; check whether the code reorders "
-    "their axes",
+UNSURE: Mapping[Kind, str] = {
+    "split": _OF_ROWS,
+    "concat": _OF_ROWS,
+    "stack": _OF_LISTS,
+    "unstack": _OF_LISTS,
+    "turn": "the sizes show that the checkpoint has these matrices transposed",
 }
 #: The most parts of a tensor, and the most neighbouring tensors that are tried.
 _MOST_PARTS, _MOST_BESIDE = 3, 8
@@ -46,6 +54,7 @@ class FoundOperation:
             INDEX in their names, at segment `at`; it numbers the first axis of the whole.
         axis: the axis along which the parts follow one another, or which numbers them.
         at: the segment with the number in a list; -1 if the parts aren't lists.
+        turned: whether the last two axes of the whole are exchanged.
     """
 
     kind: Kind
@@ -53,10 +62,11 @@ class FoundOperation:
     parts: tuple[Group, ...]
     axis: int
     at: int = -1
+    turned: bool = False
 
     @property
     def divides(self) -> bool:
-        return self.kind in ("split", "unstack")
+        return self.kind in ("split", "unstack", "turn")
 
     @property
     def sources(self) -> tuple[Group, ...]:
@@ -69,8 +79,14 @@ class FoundOperation:
     @property
     def how(self) -> str:
         """The operation's `how`, as written in a rule file."""
-        lists = {"split": "unstack: 0, ", "concat": "stack: 0, "}.get(self.kind, "")
-        return f"{{{lists if self.at >= 0 else ''}{self.kind}: {self.axis}}}"
+        rank = len(self.whole.shape)
+        axes = [*range(rank - 2), rank - 1, rank - 2]
+        words = [f"axes: {axes}"] if self.turned else []
+        if self.at >= 0 and (lists := {"split": "unstack", "concat": "stack"}.get(self.kind)):
+            words.append(f"{lists}: 0")
+        if self.kind != "turn":
+            words.append(f"{self.kind}: {self.axis}")
+        return f"{{{', '.join(words)}}}"
 
     @property
     def module(self) -> Segments:
@@ -110,6 +126,12 @@ def find_operations(
         *(FoundOperation("stack", *stack) for stack in _stacks(theirs, ours)),
         *(FoundOperation("split", *sum_) for sum_ in _sums_of_lists(ours, theirs)),
         *(FoundOperation("concat", *sum_) for sum_ in _sums_of_lists(theirs, ours)),
+        *(
+            FoundOperation("turn", one, (other,), 0, turned=True)
+            for one in ours
+            for other in theirs
+            if _is_same_name(one, other) and _are_turned(one, other)
+        ),
     ]
     uses: dict[Segments, int] = defaultdict(int)
     for one in found:
@@ -118,10 +140,55 @@ def find_operations(
     return [one for one in found if all(uses[g.pattern] == 1 for g in (one.whole, *one.parts))]
 
 
+def _is_same_name(one: Group, other: Group) -> bool:
+    """Whether two groups are the same parameter of modules of one name."""
+    return len(one.pattern) > 1 and one.pattern[-2:] == other.pattern[-2:]
+
+
+def _are_turned(one: Group, other: Group) -> bool:
+    """Whether the matrices of a group are those of another group transposed, as their sizes say.
+    Sizes of square matrices don't say it.
+    """
+    swapped = _swapped(one)
+    return swapped is not None and swapped != one and swapped.members == other.members
+
+
+def _swapped(group: Group) -> Group | None:
+    """A group with the last two axes in the other order; None if a member has fewer axes."""
+    if any(len(shape) < 2 for shape in group.members.values()):
+        return None
+    shapes = {at: (*s[:-2], s[-1], s[-2]) for at, s in group.members.items()}
+    return Group(group.pattern, shapes)
+
+
+def squares_beside(
+    matched: Iterable[tuple[Group, Group]], found: Sequence[FoundOperation]
+) -> list[tuple[Group, Group]]:
+    """Of matched groups, the square matrices in lists of layers where other matrices are
+    transposed: sizes don't say whether these are too.
+    """
+    lists = {
+        group.pattern[: group.pattern.index(INDEX)]
+        for one in found
+        if one.turned
+        for group in one.sources
+        if INDEX in group.pattern
+    }
+    return [
+        (source, target)
+        for source, target in matched
+        if INDEX in source.pattern
+        and source.pattern[: source.pattern.index(INDEX)] in lists
+        and all(len(s) == 2 and s[0] == s[1] for s in source.members.values())
+    ]
+
+
 def _sums(
     wholes: Sequence[Group], parts: Sequence[Group]
-) -> Iterator[tuple[Group, tuple[Group, ...], int]]:
-    """Each whole with the parts that spell its name and add up to its size, and the axis."""
+) -> Iterator[tuple[Group, tuple[Group, ...], int, int, bool]]:
+    """Each whole with the parts that spell its name and add up to its size; the axis, -1, and
+    whether the whole is turned.
+    """
     beside: dict[tuple[Segments, str], list[Group]] = defaultdict(list)
     for part in parts:
         if len(part.pattern) > 1:
@@ -133,15 +200,16 @@ def _sums(
                 continue
             for count in range(2, _MOST_PARTS + 1):
                 for chosen in permutations(alike, count):
-                    for axis in _axes(whole, chosen) if _spells(whole, chosen) else ():
-                        yield whole, chosen, axis
+                    for axis, turned in _ways(whole, chosen) if _spells(whole, chosen) else ():
+                        yield whole, chosen, axis, -1, turned
 
 
 def adding_up(
     source: Mapping[str, Shape], target: Mapping[str, Shape]
-) -> list[tuple[Group, tuple[Group, ...], int]]:
-    """Tensors as large as several neighbouring tensors together, whose names don't spell the
-    tensor's name: the whole, the parts, and the axis.
+) -> list[tuple[Group, tuple[Group, ...], list[tuple[int, bool]]]]:
+    """Tensors as large as several neighbouring tensors together, if names don't spell the tensor's
+    name or shapes allow several ways: the whole, the parts, and the ways. A way is an axis, and
+    whether the whole is turned.
 
     Args:
         source, target: name → shape, of the tensors without partner and operation.
@@ -153,13 +221,13 @@ def adding_up(
             if len(part.pattern) > 1:
                 beside[part.pattern[:-2], part.pattern[-1]].append(part)
         found += [
-            (whole, chosen, axis)
+            (whole, chosen, ways)
             for whole in wholes
             for alike in beside.values()
             if len(alike) <= _MOST_BESIDE
             for count in range(2, _MOST_PARTS + 1)
             for chosen in combinations(alike, count)
-            for axis in _axes(whole, chosen)
+            if (ways := _ways(whole, chosen))
         ]
     return found
 
@@ -219,6 +287,20 @@ def _words(segment: str) -> list[str]:
     return re.findall(r"[a-z]+|[0-9]+", segment.lower())
 
 
+def _ways(whole: Group, parts: Sequence[Group]) -> list[tuple[int, bool]]:
+    """The axes along which the parts make the whole, or the whole with its axes turned.
+
+    Square matrices below one another make the whole both as they are and turned. Below one another
+    they count as they are: training code that turns no other matrix doesn't turn these. Side by
+    side both ways count, since most code that has them so is a Conv1D's.
+    """
+    plain = [(axis, False) for axis in _axes(whole, parts)]
+    swapped = _swapped(whole)
+    if (0, False) in plain or swapped is None or len(whole.shape) != 2:
+        return plain
+    return plain + [(axis, True) for axis in _axes(swapped, parts)]
+
+
 def _axes(whole: Group, parts: Sequence[Group]) -> list[int]:
     """The axes along which the parts make the whole, in every layer."""
     if any(part.members.keys() != whole.members.keys() for part in parts):
@@ -244,27 +326,31 @@ def _without(shape: Shape, axis: int) -> Shape:
 
 def _stacks(
     wholes: Sequence[Group], lists: Sequence[Group]
-) -> Iterator[tuple[Group, tuple[Group, ...], int, int]]:
-    """Each whole with the only list whose tensors its first axis can number, the axis, and the
-    segment with the number in the list's names.
+) -> Iterator[tuple[Group, tuple[Group, ...], int, int, bool]]:
+    """Each whole with the only list whose tensors its first axis can number, the axis, the
+    segment with the number in the list's names, and whether the whole is turned.
     """
     for whole in wholes:
         fits = [
-            (alike, at)
+            (alike, at, turned)
             for alike in lists
             for at, part in enumerate(alike.pattern)
-            if part == INDEX and _is_stacked(whole, alike, at)
+            if part == INDEX
+            for turned in (False, True)
+            if _is_stacked(whole, alike, at, turned=turned)
         ]
         words = {*_words(".".join(whole.pattern[-2:]))} - _GENERAL
         near = [one for one in fits if words & {*_words(".".join(one[0].pattern[one[1] :]))}]
         if len(near) == 1 or len(fits) == 1:
-            alike, at = (near if len(near) == 1 else fits)[0]
-            yield whole, (alike,), 0, at
+            alike, at, turned = (near if len(near) == 1 else fits)[0]
+            yield whole, (alike,), 0, at, turned
 
 
-def _is_stacked(whole: Group, alike: Group, at: int) -> bool:
+def _is_stacked(whole: Group, alike: Group, at: int, *, turned: bool) -> bool:
     stacked = _as_one(alike, at)
-    return stacked is not None and stacked.members == whole.members
+    if stacked is None or not turned:
+        return stacked is not None and stacked.members == whole.members
+    return len(stacked.shape) > 2 and _are_turned(whole, stacked)
 
 
 def operation_lines(
@@ -281,7 +367,7 @@ def operation_lines(
     for one in found:
         ends = tuple(group.pattern[:-1] for group in (one.whole, *one.parts))
         last = frozenset(group.pattern[-1] for group in (one.whole, *one.parts))
-        merged[one.kind, one.axis, ends, last if len(last) > 1 else ""].append(one)
+        merged[one.kind, one.how, ends, last if len(last) > 1 else ""].append(one)
     lines: list[tuple[str, FoundOperation]] = []
     ids: set[str] = set()
     for alike in merged.values():

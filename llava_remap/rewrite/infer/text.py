@@ -154,7 +154,7 @@ def _operations(found: Inference) -> list[str]:
     lines: list[str] = []
     said = ""
     for line, one in found.operation_lines:
-        why = UNSURE["split" if one.kind in ("split", "concat") else "stack"]
+        why = UNSURE[one.kind]
         if why != said:
             lines += (f"  {comment}" for comment in _comment(f"unsure: {why}."))
         lines.append(f"  {line}")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from llava_remap.rewrite.infer import Shape, infer, suggest_operations
+from llava_remap.rewrite.infer import Segments, Shape, infer, suggest_operations
 from llava_remap.rewrite.infer.text import Frame, rule_file
 
 Shapes = dict[str, Shape]
@@ -21,7 +21,7 @@ def layers(template: Mapping[str, Shape], count: int = 2) -> Shapes:
     }
 
 
-def lines(source: Shapes, target: Shapes) -> list[str]:
+def lines(source: Mapping[str, Shape], target: Mapping[str, Shape]) -> list[str]:
     return [line for line, _ in infer(source, target).operation_lines]
 
 
@@ -263,3 +263,88 @@ def test_another_tensor_of_the_same_name_isnt_taken() -> None:
     target: dict[str, Any] = {**LLAMA, "vision.qkv_proj.weight": (5, 5)}
     found = lines(source, target)
     assert any(f"'{THEIRS[:-2]}{{n:int}}.self_attn.qkv_proj.weight'" in line for line in found)
+
+
+#: openai-community/gpt2: width 768, Conv1D everywhere.
+BLOCK, CONV = "transformer.h.#.", "language_model.transformer.h.#."
+GPT2 = {
+    "attn.c_attn.weight": (768, 2304),
+    "attn.c_proj.weight": (768, 768),
+    "mlp.c_fc.weight": (768, 3072),
+    "mlp.c_proj.weight": (3072, 768),
+    "ln_1.weight": (768,),
+}
+LINEAR = {name: shape[::-1] for name, shape in GPT2.items()}
+
+
+def test_conv1d_weights_are_turned_and_a_square_one_is_asked_about() -> None:
+    source, target = (
+        layers({f"{prefix}{name}": shape for name, shape in sizes.items()})
+        for prefix, sizes in ((BLOCK, GPT2), (CONV, LINEAR))
+    )
+    found = infer(source, target)
+    written = [line for line, _ in found.operation_lines]
+    turned = "how: {axes: [1, 0]}}"
+    assert written[:2] == [
+        f"- {{id: {name}, from: '{{m...}}.{module}.weight', to: '{{m}}.{module}.weight', {turned}"
+        for name, module in (("c-attn", "c_attn"), ("c-fc", "c_fc"))
+    ]
+    # Not `{m...}`, which would take the square one too.
+    mlp = "language_model.transformer.h.{n}.mlp.c_proj.weight"
+    named = mlp.replace("{n}", "{n:int}")
+    assert written[2:] == [f"- {{id: c-proj, from: '{named}', to: '{mlp}', {turned}"]
+    [told] = found.adding_up
+    assert told.startswith("transformer.h.{0..1}.attn.c_proj.weight [768, 768] is square")
+    assert "how: {axes: [1, 0]}" in told
+    assert [group.names[0] for group in found.missing] == [
+        CONV.replace("#", "0") + "attn.c_proj.weight"
+    ]
+    square = ("transformer", "h", "#.", "attn", "c_proj", "weight")
+    asked: dict[Segments, Segments] = {square: ("language_model", *square)}
+    told_so = infer(source, target, answers=asked)
+    assert (told_so.missing, told_so.unplaced, told_so.adding_up) == ((), (), [])
+
+
+def test_square_matrices_alone_are_taken_as_they_are() -> None:
+    source = layers({f"{BLOCK}attn.c_proj.weight": (768, 768)})
+    found = infer(source, layers({f"{CONV}attn.c_proj.weight": (768, 768)}))
+    assert (found.missing, found.operations) == ((), ())
+
+
+@pytest.mark.parametrize(
+    ("whole", "part", "how"),
+    [
+        ((192, 64), (64, 64), "{split: 0}"),
+        ((144, 64), (48, 64), "{split: 0}"),
+        ((64, 144), (48, 64), "{axes: [1, 0], split: 0}"),
+        # Side by side, or below one another and turned: squares don't tell.
+        ((64, 192), (64, 64), ""),
+    ],
+)
+def test_a_fused_matrix_may_be_transposed(whole: Shape, part: Shape, how: str) -> None:
+    source = layers({f"{OURS}attn.qkv.weight": whole, f"{OURS}attn.o.weight": (64, 5)})
+    target = layers(
+        {
+            **{f"{THEIRS}attn.{kind}.weight": part for kind in "qkv"},
+            f"{THEIRS}attn.o.weight": (64, 5),
+        }
+    )
+    found = infer(source, target)
+    assert [one.how for one in found.operations] == [how] * bool(how)
+    if not how:
+        [told] = found.adding_up
+        assert "along axis 1 or, transposed, along axis 0: names and sizes don't tell" in told
+    back = infer(target, source)
+    assert [one.how for one in back.operations] == [how.replace("split", "concat")] * bool(how)
+
+
+def test_experts_whose_matrices_are_transposed() -> None:
+    """As Llama 4 and gpt-oss have them: [experts, inputs, outputs]."""
+    stacked, single = experts(4, {"down_proj": (24, 16)})
+    turned = {name: (shape[0], shape[2], shape[1]) for name, shape in stacked.items()}
+    assert [line.split("how: ")[1] for line in lines(turned, single)] == [
+        "{axes: [0, 2, 1], unstack: 0}}"
+    ]
+    assert [line.split("how: ")[1] for line in lines(single, turned)] == [
+        "{axes: [0, 2, 1], stack: 0}}"
+    ]
