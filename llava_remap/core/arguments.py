@@ -37,7 +37,7 @@ def not_one_of(name: str, given: object, choices: Collection[str], more: str = "
     near = nearest_choice(given, choices)
     return refuse(
         "LR211",
-        f"{name}={given!r}: {name} is one of {', '.join(choices)}{more}.",
+        f"{name}={given!r}: {name} must be one of {', '.join(choices)}{more}.",
         f"Did you mean {near}?" if near else "Write one of them.",
     )
 

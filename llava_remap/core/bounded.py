@@ -64,9 +64,9 @@ def bounded(module: str, request: Any) -> Any:
         lines = ran.stderr.decode(errors="replace").strip().splitlines()
         raise refuse(
             "LR511",
-            f"a process of its own for {module} ended before it began: "
+            f"the separate process for {module} ended before its work began: "
             f"{lines[-1] if lines else f'exit code {ran.returncode}'}.",
-            "See the limits of the system: `ulimit -a`; those of the container.",
+            "Check the limits of the system (`ulimit -a`) and of the container.",
         )
     if ran.returncode == 0:
         return json.loads(ran.stdout.removeprefix(_BEGUN))

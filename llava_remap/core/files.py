@@ -50,7 +50,7 @@ def is_regular_file(path: Path) -> bool:
         if not os.path.islink(path):  # noqa: PTH114 - `Path.is_symlink` fails on too long a name
             return False
         raise OSError(
-            error.errno, f"it is a link to {path.readlink()}, where nothing is", str(path)
+            error.errno, f"it is a link to {path.readlink()}, which doesn't exist", str(path)
         ) from None
     if kind == stat.S_IFDIR:
         raise IsADirectoryError(errno.EISDIR, "it is a folder where a file should be", str(path))
@@ -151,6 +151,6 @@ def replace_file(
             "LR508",
             f"{path} can't be written: {error.strerror or error}.",
             fix
-            or "Make it writable, or work on a copy; a copy of a shipped file can extend what the "
-            "file does.",
+            or "Make the file writable, or work on a copy. A copy of a shipped file can extend "
+            "the same files.",
         ) from None

@@ -59,8 +59,9 @@ def import_asked(modules: Collection[str] = _ASKED) -> None:
     if "transformers" in modules and sys.flags.optimize > 1:
         raise refuse(
             "LR510",
-            "transformers builds its classes from docstrings, and Python runs without them here.",
-            "Unset PYTHONOPTIMIZE, leave out -OO.",
+            "transformers builds its classes from docstrings, but this Python runs without "
+            "docstrings.",
+            "Unset PYTHONOPTIMIZE and leave out -OO.",
         )
     for module in modules:
         try:
@@ -84,7 +85,7 @@ def _fill_a_template() -> None:
     from jinja2 import Environment
 
     if Environment(autoescape=True).from_string("{{ 1 + 1 }}").render() != "2":
-        raise ValueError("a template comes out wrong")
+        raise ValueError("renders a template wrongly")
 
 
 def _shrink_a_picture() -> None:
@@ -103,7 +104,7 @@ def _encode_a_word() -> None:
     from tokenizers import Tokenizer, models
 
     if Tokenizer(models.WordLevel({"a": 7}, unk_token="a")).encode("a").ids != [7]:
-        raise ValueError("a word gets another id")
+        raise ValueError("gives a word another id")
 
 
 def _make_a_tensor() -> None:
@@ -157,7 +158,7 @@ def _refuse_without_folder() -> None:
         raise refuse(
             "LR510",
             f"torch can't be imported while the current folder is unknown: {error.strerror}.",
-            "It was deleted: go to another one (`cd`), and give the same command.",
+            "The folder was deleted: change to another folder (`cd`), and give the same command.",
         ) from None
 
 
@@ -256,5 +257,5 @@ def broken(module: str, error: BaseException, how: str = "can't be imported") ->
     module = imported(error) or module
     library = module.partition(".")[0]
     text = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-    fix = f"Install it anew, then give the same command again: {_install(library)}"
+    fix = f"Reinstall the library, then give the same command again: {_install(library)}"
     return refuse("LR510", f"{_with_version(library)} {how}: {text}.", fix)

@@ -70,7 +70,7 @@ def no_more_processes() -> RemapError:
     return refuse(
         "LR511",
         "this process can start no more threads or processes.",
-        "Raise the limit: `ulimit -u unlimited`, or that of the container (`--pids-limit`).",
+        "Raise the limit: `ulimit -u unlimited`, or the container's limit (`--pids-limit`).",
     )
 
 
@@ -115,7 +115,7 @@ def refuse_without_temporary_files() -> None:
         raise refuse(
             "LR511",
             f"temporary files can't be written anywhere: {error.strerror}.",
-            "Set TMPDIR to a folder where you may write.",
+            "Set TMPDIR to a folder that you may write to.",
         ) from None
 
 

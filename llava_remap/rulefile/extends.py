@@ -28,7 +28,7 @@ _MAX_PARENTS = 200
 _MOST_JINJA = 1_000_000
 
 
-_FEWER = "Let this file extend what it needs of them directly."
+_FEWER = "Let this file extend the needed files directly."
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class Extended:
                 raise refuse(
                     "LR201",
                     "`extends` is a list of files.",
-                    "Write it so: extends: [parts/llava.yaml].",
+                    "Write a list: extends: [parts/llava.yaml].",
                     place=parent.mark,
                 )
             self._parents.append(parent.value)

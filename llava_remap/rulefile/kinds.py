@@ -42,7 +42,9 @@ def check_fields(
                     f"`to` computes with `{{{name}}}`: write `{{{name}:int}}` in `from`"
                 )
     if computed := [kind for template in sources for kind in template.computed]:
-        raise PatternError(f"`from` computes with `{{{computed[0]}}}`; only new names compute")
+        raise PatternError(
+            f"`from` computes with `{{{computed[0]}}}`, but only new names can have a calculation"
+        )
 
 
 @dataclass(frozen=True, slots=True)

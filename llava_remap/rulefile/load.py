@@ -26,12 +26,12 @@ from llava_remap.rulefile.yaml_text import Node, read_yaml
 
 #: The most mistakes of one file that are reported at once.
 _MOST_PROBLEMS = 50
-_MEND = "Mend it there; the shipped rule files show every field."
+_MEND = "Correct it there; the shipped rule files show every field."
 #: A step of pydantic's path that isn't a field: one of several types that pydantic tried.
 _TRIED = re.compile(r"[\[\]]|^(str|int|float|bool|nullable)$")
 _PATTERNS = (
     "In a template, fields are {x}, {x:int} and {x...}, in `tensors` {x:each} too; in a regex, a "
-    "sign that stands for itself has a \\ before it."
+    "character that stands for itself has a \\ before it."
 )
 #: pydantic's kinds of error in the words of YAML.
 _KINDS = {
@@ -246,7 +246,7 @@ def _layout(merged: Node, number: int, name: str) -> RuleFile:
         raise refuse(
             "LR201",
             f"there is no layout `{name}`.",
-            f"The shipped ones: {', '.join(known)}.",
+            f"The shipped layouts are {', '.join(known)}.",
             place=merged.locate(("layouts", number)).mark,
         )
     return load_rule_file(known[name])
@@ -318,7 +318,7 @@ def _problems(merged: Node, error: ValidationError) -> Iterator[Problem]:
                     else f"Known here: {', '.join(_fields_at(path[:-1]))}."
                 )
                 if colon and field in _fields_at(path[:-1]):
-                    fix = f"Put a space behind the colon: {field}: {value}"
+                    fix = f"Put a space after the colon: {field}: {value}"
                 yield Problem(
                     "LR201", f"unknown field `{name}`.", fix, place=node.key_mark or node.mark
                 )
@@ -335,8 +335,8 @@ def _problems(merged: Node, error: ValidationError) -> Iterator[Problem]:
                 if said != ".".join(map(str, path)):
                     yield Problem(
                         "LR201",
-                        f"`{said}` has to be a text, a number, true, false, null or a "
-                        "list of those.",
+                        f"`{said}` has to be a text, a number, true, false, null or a list of "
+                        "such values.",
                         _MEND,
                         place=node.mark,
                     )

@@ -99,8 +99,8 @@ class Wrapper:
     def __post_init__(self) -> None:
         if not _SEGMENTS.fullmatch(self.text):
             raise PatternError(
-                f"`{self.text}` is no segment of a name, nor several with dots between them; a "
-                "wrapper has no fields"
+                f"`{self.text}` isn't a segment of a name, or several segments with dots between "
+                "them; a wrapper has no fields"
             )
 
     @cached_property

@@ -85,10 +85,11 @@ class Template:
         open_ends = sum(kind == "..." for kind in self.fields.values())
         open_ends += sum(max(0, segment.count("{") - 1) for segment in self._segments)
         for is_wrong, why in (
-            (twice, f"field `{{{twice}}}` stands twice in `{text}`"),
+            (twice, f"`{text}` has the field `{{{twice}}}` twice"),
             (
                 any(one[1] and other[1] for one, other in pairwise(self.pieces)),
-                f"two fields touch in `{text}`: where one ends and the next begins is open",
+                f"`{text}` has two fields without text between them, so it is undecided where the "
+                "first field ends",
             ),
             (
                 "{" in self.literals or "}" in self.literals,
@@ -97,12 +98,12 @@ class Template:
             ),
             (
                 not text or any(character.isspace() for character in text),
-                f"`{text}` is empty or has white space; tensor names have none",
+                f"`{text}` is empty or has white space, which tensor names don't have",
             ),
             (
                 open_ends > _MOST_OPEN,
-                f"`{text}` can match a name in too many ways: more than {_MOST_OPEN} fields whose "
-                "end is open",
+                f"`{text}` can match a name in too many ways: more than {_MOST_OPEN} of its "
+                "fields have no fixed end",
             ),
         ):
             if is_wrong:
@@ -252,9 +253,7 @@ class Template:
                     place + len(literal) for place in reached if name.startswith(literal, place)
                 }
                 if not after and open_end:
-                    return Mismatch(
-                        matched, f"nowhere behind `{open_end}` does the name have `{literal}`"
-                    )
+                    return Mismatch(matched, f"the name has no `{literal}` after `{open_end}`")
                 if not after:
                     place = max(reached, key=lambda place: (_common(literal, name, place), place))
                     same = _common(literal, name, place)
@@ -282,17 +281,20 @@ class Template:
         has = name[has_start:has_end]
         field = _FIELD.fullmatch(wanted)
         if place == len(name) and at in (start, end):
-            return f"the name ends where `{self.text[at:]}` is wanted"
+            return f"the name ends where `{self.text[at:]}` is expected"
         if at == len(self.text) and name.startswith(".", place):
             if field is not None and field[1] and not field[2]:
-                return f"`{wanted}` is one segment, and the name has `{name[has_start:]}` there"
+                return f"`{wanted}` is one segment, but the name has `{name[has_start:]}` there"
             if field is None or field[2] != "...":
-                return f"it ends with `{wanted}`, and the name goes on with `{name[place:]}`"
-            return f"`{wanted}` takes whole segments, and the name has an empty one there"
+                return (
+                    f"the template ends with `{wanted}`, but the name continues with "
+                    f"`{name[place:]}`"
+                )
+            return f"`{wanted}` takes whole segments, but the name has an empty segment there"
         if not has:
-            return f"`{wanted}` is wanted where the name has an empty segment"
+            return f"`{wanted}` is expected where the name has an empty segment"
         is_number = field is not None and (field[3] or field[2] in (":int", ":each"))
-        verb = "wants a number" if is_number else "is wanted"
+        verb = "expects a number" if is_number else "is expected"
         return f"`{wanted}` {verb} where the name has `{has}`"
 
 

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 #: The advice if no better one is known.
-MEND = "Mend it there, if this is the rule file that you mean."
+MEND = "Correct it there, if this is the rule file that you mean."
 #: The most characters of a line to look at; lines of rule files stay below 150.
 _LONGEST = 500
 #: Where a text can begin: at the start of a line, behind a key, in a list or mapping.
@@ -23,11 +23,11 @@ _HINTS = tuple(
     for pattern, advice in (
         (
             r"^ *\t|^[ \t]*[\u00a0\u2000-\u200b\u3000]",
-            "Indent with spaces: a tab, or a space of another kind, can't be used.",
+            "Indent with plain spaces. Tabs and other kinds of spaces aren't allowed.",
         ),
         (
             rf"{_START}\{{[{{%]",
-            "Put a text that begins with braces in quotes, or behind a `|` on lines of its own.",
+            "Put a text that begins with braces in quotes, or after a `|` on its own lines.",
         ),
         (
             rf"{_START}(?P<text>[%@`*&](?:\{{\w+[^}}]*\}}|[^,\]}}])*|[!|>?][^\s,\]}}][^,\]}}]*)",
@@ -40,17 +40,18 @@ _HINTS = tuple(
         ),
         (
             rf"{_START}(?P<text>(?:'[^']*'|\"[^\"]*\")[^\s,\]}}:](?:[^,\]}}]|(?<=[.\w])\}})*)",
-            "Put the whole of it in quotes: {text}.",
+            "Put the whole value in quotes: {text}.",
         ),
         (rf"{_START}(?P<text>\[[^\]]*\][^\s,\]}}][^,}}]*)", "Put a regex in quotes: {text}."),
-        (r"^ *-(?P<item>[\[{\w'\"].*)", "Put a space behind the hyphen: - {item}"),
+        (r"^ *-(?P<item>[\[{\w'\"].*)", "Put a space after the hyphen: - {item}"),
         (
             r": +- ",
-            "Begin a list on a line of its own; put a text that begins with a hyphen in quotes.",
+            "Begin a list on its own line. Put a text that begins with a hyphen in quotes.",
         ),
         (
             r"[{,] *[\w-]+: *(?P<text>[^\s,{}\[\]'\":]+ +(?P<item>[\w-]+): [^,{}\[\]]*)",
-            "Put a comma before `{item}:`; if all of it is one text, put that in quotes: {text}.",
+            "Put a comma before `{item}:`. If the whole value is one text, put it in quotes: "
+            "{text}.",
         ),
         (
             r"(?:^\s*(?:- +)?|[{,]\s*)[\w.-]+: +(?P<text>[^'\"\[{,}]*?: [^,}\]]*)",
@@ -100,12 +101,12 @@ def hint(text: str, error: Any) -> str:
     if "flow" in context:
         opened = error.context_mark
         return (
-            f"Close the bracket of line {opened.line + 1}, column {opened.column + 1}, or put "
-            "the comma in that is missing."
+            f"Close the bracket of line {opened.line + 1}, column {opened.column + 1}, or insert "
+            "the missing comma."
         )
     if at is not None and "block" in context:
         return (
-            "Let lines that belong together begin in one column; this one begins in column "
+            "Begin lines that belong together in the same column; this line begins in column "
             f"{at.column + 1}."
         )
     return MEND

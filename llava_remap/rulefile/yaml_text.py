@@ -131,8 +131,8 @@ def parse_yaml(text: str, shown: str) -> Node:
         at = Mark(shown, before.count("\n") + 1, len(before) - before.rfind("\n"))
         raise refuse(
             "LR201",
-            f"not valid YAML: the character U+{error.character:04X} can't stand in it.",
-            "Take it out; in a text in double quotes it can be written with a \\.",
+            f"not valid YAML: the character U+{error.character:04X} isn't allowed.",
+            "Remove it. A text in double quotes can have it as an escape with a \\.",
             place=at,
         ) from None
     except yaml.YAMLError as error:
@@ -177,7 +177,7 @@ def _document(events: Iterator[Any], shown: str) -> Node:
                 raise refuse(
                     "LR201",
                     "a rule file is one YAML document.",
-                    "Take the `---` out.",
+                    "Remove the `---`.",
                     place=_mark(event.start_mark, shown),
                 )
             root = _node(next(events), events, shown, 0)
@@ -190,18 +190,20 @@ def _node(event: Any, events: Iterator[Any], shown: str, depth: int, *, key: boo
         raise refuse(
             "LR201",
             "anchors and aliases are not part of the rule language.",
-            "Write the value out.",
+            "Write the value itself.",
             place=mark,
         )
     if event.tag:
         raise refuse(
             "LR201",
             f"tags (`{event.tag}`) are not part of the rule language.",
-            "Leave the tag out.",
+            "Remove the tag.",
             place=mark,
         )
     if depth > MAX_DEPTH:
-        raise refuse("LR201", f"nested more than {MAX_DEPTH} levels deep.", MEND, place=mark)
+        raise refuse(
+            "LR201", f"the values are nested more than {MAX_DEPTH} levels deep.", MEND, place=mark
+        )
     if isinstance(event, yaml.ScalarEvent):
         return Node(
             _scalar(event.value, mark) if event.implicit[0] and not key else event.value, mark
@@ -218,17 +220,17 @@ def _node(event: Any, events: Iterator[Any], shown: str, depth: int, *, key: boo
         if isinstance(named.value, (dict, tuple)):
             raise refuse(
                 "LR201",
-                "a key is a word, not a list or mapping.",
-                "Put a text that begins with { or [ in quotes, also where it is a value: '{x}'.",
+                "a key must be a word, not a list or mapping.",
+                "Put a text that begins with { or [ in quotes, even if it is a value: '{x}'.",
                 place=named.mark,
             )
         name = event.value
         if name in entries:
             raise refuse(
                 "LR201",
-                f"`{name}` stands twice; first at line "
+                f"`{name}` occurs twice, first at line "
                 f"{(entries[name].key_mark or named.mark).line}.",
-                "Take one out.",
+                "Remove one of them.",
                 place=named.mark,
             )
         value = _node(next(events), events, shown, depth + 1)
@@ -242,8 +244,8 @@ def _scalar(text: str, mark: Mark) -> bool | int | float | str | None:
     if text.lower() in _YAML_1_1_BOOLEANS or (text.lower() in _CONSTANTS and text.lower() != text):
         raise refuse(
             "LR201",
-            f"`{text}` is a boolean or null to some YAML readers and a word to others.",
-            f"Write true, false or null, or quote it: '{text}'.",
+            f"`{text}` is a boolean or null for some YAML readers and a word for others.",
+            f"Write true, false or null, or put the word in quotes: '{text}'.",
             place=mark,
         )
     if _INT.fullmatch(text):

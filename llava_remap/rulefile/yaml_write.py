@@ -70,7 +70,8 @@ def with_tests(text: str, tests: Sequence[NameTest], shown: str) -> str:
     if root.flow_style:
         raise refuse(
             "LR201",
-            "the file is written in braces, {…}, so there is no line to put tests behind.",
+            "the file is written in braces, {…}, so there is no line after which tests can be "
+            "added.",
             "Write its fields one below the other.",
             place=Mark(shown, 1, 1),
         )

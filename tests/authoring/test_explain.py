@@ -30,43 +30,51 @@ def nearest(rules: RuleFile, name: str) -> list[tuple[str, str]]:
         (
             "model.mm_projector.0.{p}",
             "model.mm_projector.1.weight",
-            "`0` is wanted where the name has `1`",
+            "`0` is expected where the name has `1`",
         ),
-        ("model.norm.weight", "model.nor", "`norm` is wanted where the name has `nor`"),
-        ("a.b.{x}", "a.bc.d", "`b` is wanted where the name has `bc`"),
-        ("model.{r...}", "modelX.a", "`model` is wanted where the name has `modelX`"),
-        ("a.{x}.weight", "a.bias.bias", "`weight` is wanted where the name has `bias`"),
-        ("temporal_{x}", "spatial_3", "`temporal_{x}` is wanted where the name has `spatial_3`"),
-        ("temporal_{x}", "temporal_", "`temporal_{x}` is wanted where the name has `temporal_`"),
-        ("layers.{n:int}.{r...}", "layers.x.y", "`{n:int}` wants a number where the name has `x`"),
+        ("model.norm.weight", "model.nor", "`norm` is expected where the name has `nor`"),
+        ("a.b.{x}", "a.bc.d", "`b` is expected where the name has `bc`"),
+        ("model.{r...}", "modelX.a", "`model` is expected where the name has `modelX`"),
+        ("a.{x}.weight", "a.bias.bias", "`weight` is expected where the name has `bias`"),
+        ("temporal_{x}", "spatial_3", "`temporal_{x}` is expected where the name has `spatial_3`"),
+        ("temporal_{x}", "temporal_", "`temporal_{x}` is expected where the name has `temporal_`"),
+        (
+            "layers.{n:int}.{r...}",
+            "layers.x.y",
+            "`{n:int}` expects a number where the name has `x`",
+        ),
         (
             "layers.{n:int}.{r...}",
             "layers.3x.y",
-            "`{n:int}` wants a number where the name has `3x`",
+            "`{n:int}` expects a number where the name has `3x`",
         ),
-        ("layers.{n:int}.{r...}", "layers.3", "the name ends where `.{r...}` is wanted"),
-        ("model.norm.weight", "model.norm", "the name ends where `.weight` is wanted"),
-        ("model.norm.{p}", "model.norm.", "the name ends where `{p}` is wanted"),
-        ("model.norm.{p}", "model.norm..", "`{p}` is wanted where the name has an empty segment"),
-        ("model.norm.{p}", "model.norm.a.b", "`{p}` is one segment, and the name has `a.b` there"),
-        ("layers.{n:int}", "layers.3.x", "it ends with `{n:int}`, and the name goes on with `.x`"),
+        ("layers.{n:int}.{r...}", "layers.3", "the name ends where `.{r...}` is expected"),
+        ("model.norm.weight", "model.norm", "the name ends where `.weight` is expected"),
+        ("model.norm.{p}", "model.norm.", "the name ends where `{p}` is expected"),
+        ("model.norm.{p}", "model.norm..", "`{p}` is expected where the name has an empty segment"),
+        ("model.norm.{p}", "model.norm.a.b", "`{p}` is one segment, but the name has `a.b` there"),
+        (
+            "layers.{n:int}",
+            "layers.3.x",
+            "the template ends with `{n:int}`, but the name continues with `.x`",
+        ),
         (
             "lm_head",
             "lm_head.weight",
-            "it ends with `lm_head`, and the name goes on with `.weight`",
+            "the template ends with `lm_head`, but the name continues with `.weight`",
         ),
         (
             "a.{r...}",
             "a.b..c",
-            "`{r...}` takes whole segments, and the name has an empty one there",
+            "`{r...}` takes whole segments, but the name has an empty segment there",
         ),
-        ("{r...}.inv_freq", "a.b.c", "nowhere behind `{r...}` does the name have `.inv_freq`"),
+        ("{r...}.inv_freq", "a.b.c", "the name has no `.inv_freq` after `{r...}`"),
         (
             "{r...}.inv_freq",
             "a.inv_freq.c",
-            "it ends with `inv_freq`, and the name goes on with `.c`",
+            "the template ends with `inv_freq`, but the name continues with `.c`",
         ),
-        ("a.{r...}", "", "the name ends where `a.{r...}` is wanted"),
+        ("a.{r...}", "", "the name ends where `a.{r...}` is expected"),
     ],
 )
 def test_why_a_template_does_not_match(template: str, name: str, why: str) -> None:
@@ -120,16 +128,16 @@ def test_a_field_reads_a_name_once_however_many_ways_there_are(
 def test_the_nearest_rules_stand_first() -> None:
     rules = load_rule_file("llava-v1.5")
     assert nearest(rules, "model.mm_projector.1.weight")[:2] == [
-        ("projector-in", "`0` is wanted where the name has `1`"),
-        ("projector-out", "`2` is wanted where the name has `1`"),
+        ("projector-in", "`0` is expected where the name has `1`"),
+        ("projector-out", "`2` is expected where the name has `1`"),
     ]
     assert nearest(rules, "model.layers.x.weight")[0] == (
         "text-layers",
-        "`{n:int}` wants a number where the name has `x`",
+        "`{n:int}` expects a number where the name has `x`",
     )
     assert nearest(rules, "wrapper.model.norm.weight")[0] == (
         "text-norm",
-        "`model` is wanted where the name has `wrapper`",
+        "`model` is expected where the name has `wrapper`",
     )
     assert len(nearest(rules, "model.x")) == 3
 

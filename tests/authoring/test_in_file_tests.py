@@ -168,18 +168,18 @@ def test_real_sizes_of_a_fused_matrix_pass(load: Load) -> None:
 @pytest.mark.parametrize(
     ("test", "why"),
     [
-        ("{from: [a, b], dropped: true}", "several names of `from` go with `to`"),
-        ("{from: a, unmapped: true, shapes: {from: [1], to: [1]}}", "go with `to`"),
+        ("{from: [a, b], dropped: true}", "several names of `from` are only allowed with `to`"),
+        ("{from: a, unmapped: true, shapes: {from: [1], to: [1]}}", "only allowed with `to`"),
         (
             "{from: a, to: b, shapes: {from: [1], to: [1]}, values: {from: [1], to: [1]}}",
-            "`values` have shapes",
+            "`values` give the shapes",
         ),
         ("{from: a, to: [b, c], values: {from: [1], to: [[1]]}}", "`to` has 2 names"),
-        ("{from: a, to: b, values: {from: [[1], [2, 3]], to: [1]}}", "equally long"),
-        ("{from: a, to: b, values: {from: [x], to: [1]}}", "numbers stand in lists"),
+        ("{from: a, to: b, values: {from: [[1], [2, 3]], to: [1]}}", "the same length"),
+        ("{from: a, to: b, values: {from: [x], to: [1]}}", "numbers must be in nested lists"),
         ("{from: a, to: b, shapes: {from: [1.5], to: [1]}}", "lists of whole numbers"),
         ("{from: a, to: b, shapes: {from: [[2, 3]], to: [2, 3]}}", "lists of whole numbers"),
-        ("{from: a, to: 3}", "have a name, or a list of names"),
+        ("{from: a, to: 3}", "need a name, or a list of names"),
         ("{from: a, to: [b]}", "at least 2 items"),
     ],
 )

@@ -511,8 +511,8 @@ def test_explain_what_is_unmapped_last_and_why(run: Run) -> None:
         "  model.layers.0.self_attn.rotary_emb.inv_freq\n" in ran.out
     )
     assert (
-        "    names/projector-in (model.mm_projector.0.{p}): `0` is wanted where the name has `1`\n"
-        in ran.out
+        "    names/projector-in (model.mm_projector.0.{p}): `0` is expected where the name "
+        "has `1`\n" in ran.out
     )
     assert (
         ran.out.index("lm_head.weight")
@@ -550,7 +550,7 @@ def test_explain_as_json(run: Run) -> None:
     assert unmapped["nearest"][0] == {
         "rule": "names/text-norm",
         "pattern": "model.norm.{p}",
-        "why": "the name ends where `.{p}` is wanted",
+        "why": "the name ends where `.{p}` is expected",
     }
 
 

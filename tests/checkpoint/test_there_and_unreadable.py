@@ -27,18 +27,18 @@ LORA = TINY / "llava-v1.5-lora"
 
 def dangling(path: Path) -> str:
     path.symlink_to("gone")
-    return "it is a link to gone, where nothing is"
+    return "it is a link to gone, which doesn't exist"
 
 
 def through_a_file(path: Path) -> str:
     path.symlink_to(Path(__file__) / "gone")
-    return f"it is a link to {__file__}/gone, where nothing is"
+    return f"it is a link to {__file__}/gone, which doesn't exist"
 
 
 def too_long(path: Path) -> str:
     path.symlink_to("x" * 300)
     return (
-        "xxx, where nothing is" if path.parent == Path() else ""
+        "xxx, which doesn't exist" if path.parent == Path() else ""
     )  # where it is a folder's, the system's own words do
 
 

@@ -37,7 +37,7 @@ def test_what_ends_before_it_begins_is_not_the_strangers_fault(
 ) -> None:
     """As where the system starts no more threads for a library that is imported."""
     monkeypatch.setattr(bounds, "_START", "import os, signal; os.kill(os.getpid(), signal.SIGINT)")
-    with pytest.raises(RemapError, match=r"LR511 .* ended before it began"):
+    with pytest.raises(RemapError, match=r"LR511 .* ended before its work began"):
         bounded(WORK, {"do": "think"})
 
 

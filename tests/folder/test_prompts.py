@@ -363,8 +363,8 @@ def test_a_template_in_files_beside_the_rule_file(run: Run) -> None:
 @pytest.mark.parametrize(
     ("template", "words"),
     [
-        ("{when: {token: </s>}}", "has `files` or a `text`"),
-        ("{text: x}", "says with `when` what it is for"),
+        ("{when: {token: </s>}}", "needs either `files` or a `text`"),
+        ("{text: x}", "needs a `when`"),
         (
             "{when: {token: </s>}, text: x, files: [chat/vicuna.jinja]}",
             "has both `files` and a `text`",

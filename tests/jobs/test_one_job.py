@@ -135,7 +135,7 @@ def test_a_job_planned_from_a_manifest(source: Path) -> None:
 
 @pytest.mark.parametrize("verify", ["Full", "some", None])
 def test_a_check_that_there_is_not(verify: Any, source: Path) -> None:
-    with pytest.raises(RemapError, match="verify is one of meta, full, none"):
+    with pytest.raises(RemapError, match="verify must be one of meta, full, none"):
         planned(source).run(verify=verify)
     assert not Path("out").exists()
 

@@ -121,7 +121,7 @@ MISTAKES = {
     "a first default from a config": (
         "schema: 1\nsources: {a: {default: {from: x}}}\n",
         "1:1",
-        "the first of `sources` has none before it whose config",
+        "the first of `sources` has no source before it whose config",
     ),
     "an unknown use": (
         "schema: 1\nsources: {model: {use: [tensor]}}\n",
@@ -151,7 +151,7 @@ MISTAKES = {
     "unwrap one way": (
         RULE + "id: a, unwrap: a, one_way: true}]\n",
         "2:9",
-        "`unwrap` has no way back as it is",
+        "`unwrap` has no way back anyway",
     ),
     "from alone": (
         RULE + "id: a, from: a}]\n",
@@ -167,7 +167,7 @@ MISTAKES = {
     "a default without from": (
         "schema: 1\ntarget: {config: {a: {const: 1, default: 2}}}\n",
         "2:22",
-        "`map` and `default` go with `from`.",
+        "`map` and `default` are only allowed with `from`.",
     ),
     "two outcomes": (
         "schema: 1\ntests: [{from: a, to: b, unmapped: true}]\n",
@@ -271,22 +271,22 @@ PATTERNS = {
     "touching fields": (
         RULE + "id: a, from: '{x}{y}', to: b}]",
         "2:23",
-        "two fields touch in `{x}{y}`",
+        "`{x}{y}` has two fields without text between them",
     ),
     "touching fields, kinds": (
         RULE + "id: a, from: 'a.{x...}{n:int}', to: b}]",
         "2:23",
-        "two fields touch in",
+        "`a.{x...}{n:int}` has two fields without text between them",
     ),
     "repeated field": (
         RULE + "id: a, from: '{x}.{x}', to: b}]",
         "2:23",
-        "field `{x}` stands twice in `{x}.{x}`.",
+        "`{x}.{x}` has the field `{x}` twice.",
     ),
     "repeated field in to": (
         RULE + "id: a, from: '{x}', to: '{x}.{x}'}]",
         "2:34",
-        "field `{x}` stands twice in `{x}.{x}`.",
+        "`{x}.{x}` has the field `{x}` twice.",
     ),
     "lone brace": (
         RULE + "id: a, from: 'a.{x', to: b}]",
@@ -313,12 +313,12 @@ PATTERNS = {
         "schema: 1\nprepare:\n  - {id: a, from: a, to: b}\n  - id: c\n    from: '{x}{y}'\n"
         "    to: d\n",
         "5:11",
-        "two fields touch in `{x}{y}`",
+        "`{x}{y}` has two fields without text between them",
     ),
     "in detect": (
         "schema: 1\ndetect:\n  absent: ['{x}.{x}']\n",
         "3:12",
-        "field `{x}` stands twice in `{x}.{x}`.",
+        "`{x}.{x}` has the field `{x}` twice.",
     ),
     "in a source": ("schema: 1\nsources: {model: {select: '{'}}\n", "2:27", "`{` has a brace"),
 }
@@ -354,7 +354,7 @@ def test_one_mistake_is_told_once(tmp_path: Path) -> None:
     [(code, place, message)] = said(tmp_path, "schema: 1\ndetect: {config: {a: {b: c}}}\n")
     assert (code, place) == ("LR201", "r.yaml:2:22")
     assert message.startswith(
-        "`detect.config.a` has to be a text, a number, true, false, null or a list of those."
+        "`detect.config.a` has to be a text, a number, true, false, null or a list of such values."
     )
 
 
@@ -395,8 +395,8 @@ def test_a_file_with_a_target_needs(field: str, tmp_path: Path) -> None:
         (
             "LR201",
             "r.yaml:1:1",
-            f"a rule file with a target needs {field}. Mend it there; the shipped rule files show "
-            "every field.",
+            f"a rule file with a target needs {field}. Correct it there; the shipped rule files "
+            "show every field.",
         )
     ]
 
@@ -405,8 +405,8 @@ def test_a_file_with_a_target_needs_a_processor_class(tmp_path: Path) -> None:
     [(_, _, message)] = said(tmp_path, COMPLETE + "processor: {chat_template: x}\n")
     assert (
         message
-        == "a rule file with a target needs processor.class. Mend it there; the shipped rule files "
-        "show every field."
+        == "a rule file with a target needs processor.class. Correct it there; the shipped rule "
+        "files show every field."
     )
 
 
@@ -428,7 +428,7 @@ def test_a_target_that_is_the_source(tmp_path: Path) -> None:
     [
         (
             SOURCE.replace("as: source", "as: source, class: X"),
-            "`as` goes with none of `class`, `config` and `text_models`",
+            "`as` isn't allowed with `class`, `config` or `text_models`",
         ),
         (
             SOURCE + "tokens: [{text: x, role: pad}]\n",
@@ -440,11 +440,12 @@ def test_a_target_that_is_the_source(tmp_path: Path) -> None:
         ),
         (
             SOURCE.replace("as: source", "class: X, config_file: params.json"),
-            "`config_file` goes with `as: source`",
+            "`config_file` is only allowed with `as: source`",
         ),
         (
             SOURCE + "layouts: [clasic]\n",
-            "there is no layout `clasic`. The shipped ones: classic, classic-5.6, mixed-5.4, ",
+            "there is no layout `clasic`. The shipped layouts are classic, "
+            "classic-5.6, mixed-5.4, ",
         ),
         (SOURCE.replace("as: source", "as: it"), "`target.as`: input should be 'source'"),
         (SOURCE.replace("version: 1.0.0\n", ""), "a rule file with a target needs version"),

@@ -64,8 +64,8 @@ def test_the_fields_of_a_rule_choose_its_kind(
 def test_there_and_back(
     fields: dict[str, object], name: str | None, after: str | None, back: str | None
 ) -> None:
-    if name is None:  # two fields touch in a new name, which is no template
-        with pytest.raises(ValueError, match="touch"):
+    if name is None:  # two fields without text between them in a new name, which is no template
+        with pytest.raises(ValueError, match="without text between"):
             kind(fields)
         return
     rule, spent = kind(fields), TimeSpent()

@@ -23,18 +23,18 @@ TRAPS = {
     "duplicate key": (
         "schema: 1\nname: a\nsummary: b\nname: c\n",
         "4:1",
-        "`name` stands twice; first at line 2. Take one out.",
+        "`name` occurs twice, first at line 2. Remove one of them.",
     ),
     "duplicate key, deep": (
         "schema: 1\nsources:\n  model: {optional: true, optional: false}\n",
         "3:27",
-        "`optional` stands twice",
+        "`optional` occurs twice",
     ),
-    "duplicate key, quoted once": ("schema: 1\nname: a\n'name': b\n", "3:1", "`name` stands twice"),
+    "duplicate key, quoted once": ("schema: 1\nname: a\n'name': b\n", "3:1", "`name` occurs twice"),
     "duplicate key, as number": (
         "schema: 1\ndetect: {config: {1: a, '1': b}}\n",
         "2:25",
-        "`1` stands twice",
+        "`1` occurs twice",
     ),
     "anchor": ("schema: 1\nname: &a b\n", "2:7", "anchors and aliases are not part"),
     "anchor on a list": (
@@ -72,22 +72,30 @@ TRAPS = {
     ),
     "list": ("- schema: 1\n", "1:1", "a rule file is a mapping of fields."),
     "word": ("\n\n  schema\n", "3:3", "a rule file is a mapping of fields."),
-    "list as a key": ("schema: 1\n? [a]\n: b\n", "2:3", "a key is a word, not a list or mapping."),
+    "list as a key": (
+        "schema: 1\n? [a]\n: b\n",
+        "2:3",
+        "a key must be a word, not a list or mapping.",
+    ),
     "mapping as a key": (
         "schema: 1\nsources: {{a: b}: c}\n",
         "2:11",
-        "a key is a word, not a list or mapping.",
+        "a key must be a word, not a list or mapping.",
     ),
     "deep list": (
         "schema: 1\na: " + "[" * 51 + "]" * 51 + "\n",
         "2:54",
-        "nested more than 50 levels deep.",
+        "the values are nested more than 50 levels deep.",
     ),
-    "endless list": ("schema: 1\na: " + "[" * 10_000, "2:54", "nested more than 50 levels deep."),
+    "endless list": (
+        "schema: 1\na: " + "[" * 10_000,
+        "2:54",
+        "the values are nested more than 50 levels deep.",
+    ),
     "deep mapping": (
         "".join(" " * level + "a:\n" for level in range(60)),
         "51:51",
-        "nested more than 50 levels deep.",
+        "the values are nested more than 50 levels deep.",
     ),
     "column counts characters": (
         "{schema: 1, summary: 'é 😀 → ü', name: yes}\n",
@@ -111,7 +119,7 @@ def test_trap(trap: str, loader: str, tmp_path: Path, monkeypatch: pytest.Monkey
 def test_the_first_of_two_keys_is_shown_where_it_stands(tmp_path: Path) -> None:
     [(_, place, message)] = said(tmp_path, "schema: 1\nsources:\n  model: {}\nsources: {}\n")
     assert place == "r.yaml:4:1"
-    assert message == "`sources` stands twice; first at line 2. Take one out."
+    assert message == "`sources` occurs twice, first at line 2. Remove one of them."
 
 
 BROKEN = {
@@ -147,7 +155,7 @@ def test_not_utf8(tmp_path: Path) -> None:
     assert (code, place, message) == (
         "LR201",
         "r.yaml:1:1",
-        "not UTF-8 at byte 19. Mend it there, if this is the rule file that you mean.",
+        "not UTF-8 at byte 19. Correct it there, if this is the rule file that you mean.",
     )
 
 
@@ -156,7 +164,7 @@ def test_utf16(tmp_path: Path) -> None:
     assert (code, place, message) == (
         "LR201",
         "r.yaml:1:1",
-        "not UTF-8 at byte 0. Mend it there, if this is the rule file that you mean.",
+        "not UTF-8 at byte 0. Correct it there, if this is the rule file that you mean.",
     )
 
 
@@ -171,7 +179,7 @@ def test_size_limit(tmp_path: Path) -> None:
     assert (code, place) == ("LR201", "r.yaml:1:1")
     assert (
         message
-        == "the file has 1000001 bytes; at most 1000000 are read. Mend it there, if this is the "
+        == "the file has 1000001 bytes; at most 1000000 are read. Correct it there, if this is the "
         "rule file that you mean."
     )
 
@@ -280,7 +288,7 @@ SLIPS = {
     "Jinja": (
         "processor:\n  chat_template: {% for m in messages %}\n",
         "3:",
-        "in quotes, or behind a `|` on lines of its own",
+        "in quotes, or after a `|` on its own lines",
     ),
     "percent": ("summary: %x of it\n", "2:10", "Put it in quotes: '%x of it'."),
     "star": ("names:\n  - id: a\n    from: *.weight\n", "4:", "Put it in quotes: '*.weight'."),
@@ -308,11 +316,11 @@ SLIPS = {
     "quotes around a part": (
         "names: [{id: a, from: 'model.'{x...}, to: d}]\n",
         "2:",
-        "whole of it in quotes: 'model.{x...}'.",
+        "whole value in quotes: 'model.{x...}'.",
     ),
-    "tab": ("names:\n\t- {id: a}\n", "3:1", "Indent with spaces"),
-    "tab behind spaces": ("names:\n  - id: a\n\t  from: b\n", "4:1", "Indent with spaces"),
-    "no-break space": ("names:\n\u00a0 - {id: a, from: b}\n", "3:", "Indent with spaces"),
+    "tab": ("names:\n\t- {id: a}\n", "3:1", "Indent with plain spaces"),
+    "tab behind spaces": ("names:\n  - id: a\n\t  from: b\n", "4:1", "Indent with plain spaces"),
+    "no-break space": ("names:\n\u00a0 - {id: a, from: b}\n", "3:", "Indent with plain spaces"),
     "colon": (
         "summary: LLaVA: mine\n",
         "2:",
@@ -326,20 +334,20 @@ SLIPS = {
     "comma": (
         "names: [{id: a from: b, to: c}]\n",
         "2:",
-        "Put a comma before `from:`; if all of it is one text",
+        "Put a comma before `from:`. If the whole value is one text",
     ),
     "hash": ("names: [{id: a, from: b #c, to: d}]\n", "", "Put a text with ` #` in it in quotes"),
     "hyphen without a space": (
         "names:\n  -{id: a, from: b}\n",
         "3:",
-        "Put a space behind the hyphen: - {id: a, from: b}",
+        "Put a space after the hyphen: - {id: a, from: b}",
     ),
     "colon without a space": (
         "names: [{id:a, from: b, to: c}]\n",
         "2:",
-        "Put a space behind the colon: id: a",
+        "Put a space after the colon: id: a",
     ),
-    "hyphen": ("summary: - x\n", "2:10", "put a text that begins with a hyphen in quotes"),
+    "hyphen": ("summary: - x\n", "2:10", "Put a text that begins with a hyphen in quotes"),
     "quote that isn't closed": (
         "names:\n  - {id: a, from: 'b, to: d}\ntests: []\n",
         "3:19",
@@ -350,8 +358,8 @@ SLIPS = {
         "4:",
         "bracket of line 3, column 5",
     ),
-    "columns": ("names:\n  - id: a\n   from: b\n", "4:4", "this one begins in column 4"),
-    "control character": ("summary: '\U0001f600\x07'\n", "2:12", "Take it out"),
+    "columns": ("names:\n  - id: a\n   from: b\n", "4:4", "this line begins in column 4"),
+    "control character": ("summary: '\U0001f600\x07'\n", "2:12", "Remove it"),
 }
 
 

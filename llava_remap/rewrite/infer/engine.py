@@ -67,9 +67,9 @@ class Inference(Matching):
                 along = f"transposed, {along}"
             sums.append(
                 f"{whole.folded} {list(whole.shape)} is as large as "
-                f"{' and '.join(part.folded for part in parts)} together, {along}: "
-                f"{'names' if len(ways) == 1 else 'names and sizes'} don't tell whether one "
-                "becomes the other, and in which order"
+                f"{' and '.join(part.folded for part in parts)} together, {along}. "
+                f"{'Names' if len(ways) == 1 else 'Names and sizes'} don't show whether they "
+                "belong together, and in which order"
             )
         return sums + [
             f"{source.folded} {list(source.shape)} is square, and matrices beside it are "
@@ -84,7 +84,7 @@ class Inference(Matching):
         if rule.to is None:
             return DROPPED
         alone = any(pair.how == "by shape alone" for pair in self._behind(rule))
-        return "by shape alone, no name told so" if alone else ""
+        return "by shape alone, names don't decide" if alone else ""
 
     def names_of(self, rule: InferredRule) -> list[tuple[str, str | None]]:
         """The names that a rule was made for, each with its new name (None: dropped)."""

@@ -57,7 +57,7 @@ def rule_file(frame: Frame, found: Inference) -> str:
     """The text of the whole rule file."""
     lines = [
         *_comment(
-            f"Inferred from names and shapes: {frame.made_from}. Look at what is marked `unsure`."
+            f"Inferred from names and shapes: {frame.made_from}. Check every line marked `unsure`."
         ),
         "schema: 1",
         f"name: {flow(frame.name)}",
@@ -132,7 +132,7 @@ def _names(found: Inference) -> list[str]:
     for sum_ in found.adding_up[:MOST_LINES]:
         lines += (f"  {line}" for line in _comment(f"unsure, so left out: {sum_}."))
     for what, groups in (
-        ("left out, nothing that the target misses fits", found.unplaced),
+        ("left out, since no missing parameter of the target fits", found.unplaced),
         ("missing", found.missing),
     ):
         folded = fold_names(name for group in groups for name in group.names)

@@ -57,8 +57,8 @@ Default = Annotated[
     Discriminator(
         _kind_of_default,
         custom_error_type="form",
-        custom_error_message="a `default` is a hub repository, or {from: KEY} for the one that the "
-        "source's config names",
+        custom_error_message="a `default` is a hub repository, or {from: KEY} for the "
+        "repository that the source's config names",
     ),
 ]
 
@@ -219,10 +219,11 @@ class RuleText(Part):
             ),
             (len({*texts}) < len(texts), f"two of `tokens` have one text: {', '.join(texts)}"),
             (len({*roles}) < len(roles), f"two of `tokens` have one role: {', '.join(roles)}"),
-            (first.overrides, "the first of `sources` has none before it to override"),
+            (first.overrides, "the first of `sources` has no source before it to override"),
             (
                 isinstance(first.default, NamedDefault),
-                "the first of `sources` has none before it whose config could name its default",
+                "the first of `sources` has no source before it whose config could name its "
+                "default",
             ),
             (
                 self.target is not None

@@ -77,7 +77,7 @@ class Rule(Part):
     drop: str | None = Field(
         None,
         min_length=1,
-        description="leaves the tensor out; the text is the reason, which users read in the report",
+        description="drops the tensor; the text is the reason, which users read in the report",
     )
     when: Condition | None = Field(
         None,
@@ -118,15 +118,15 @@ class Rule(Part):
             "form",
             (
                 self.reverse is not None and (self.replace is None or one_way),
-                "`reverse` goes with match + replace, and not with `one_way`",
+                "`reverse` is only allowed with match + replace, and not with `one_way`",
             ),
             (
                 one_way and self.drop is not None,
-                "`one_way` goes with a rename; a drop has no way back",
+                "`one_way` is only for a rename; a drop has no way back anyway",
             ),
             (
                 one_way and self.unwrap is not None,
-                "`unwrap` has no way back as it is: leave `one_way` out",
+                "`unwrap` has no way back anyway: leave out `one_way`",
             ),
             (self.when == Condition(), "`when` is empty, so it always holds: leave it out"),
         )
@@ -171,7 +171,7 @@ Names = Annotated[
             else ("str" if isinstance(value, str) else None)
         ),
         custom_error_type="form",
-        custom_error_message="`from` and `to` of a test have a name, or a list of names",
+        custom_error_message="`from` and `to` of a test need a name, or a list of names",
     ),
 ]
 Shape = tuple[int, ...]
@@ -194,10 +194,10 @@ class Numbers:
         if type(nested) in (int, float):
             return cls((), (nested,))
         if not isinstance(nested, (list, tuple)) or not nested:
-            raise ValueError("numbers stand in lists, one inside the other")
+            raise ValueError("numbers must be in nested lists")
         rows = [cls.of(entry) for entry in nested]
         if any(row.shape != rows[0].shape for row in rows):
-            raise ValueError("lists of numbers beside each other are equally long")
+            raise ValueError("lists at the same level must have the same length")
         return cls((len(rows), *rows[0].shape), tuple(e for row in rows for e in row.elements))
 
     def nested(self) -> Any:
@@ -283,9 +283,12 @@ class NameTest(Part):
         check(
             "outcome",
             (len(given) != 1, "give exactly one of to, dropped: true, unmapped: true"),
-            (self.to is None and len(self.old_names) > 1, "several names of `from` go with `to`"),
-            (self.to is None and sized, "`shapes` and `values` go with `to`"),
-            (self.shapes and self.values, "`values` have shapes: leave `shapes` out"),
+            (
+                self.to is None and len(self.old_names) > 1,
+                "several names of `from` are only allowed with `to`",
+            ),
+            (self.to is None and sized, "`shapes` and `values` are only allowed with `to`"),
+            (self.shapes and self.values, "`values` give the shapes: leave out `shapes`"),
         )
         if sized is not None:
             try:
@@ -304,7 +307,7 @@ class NameTest(Part):
         """
         entries = (found,) if isinstance(said, str) else found
         if not isinstance(entries, (list, tuple)) or len(entries) != len(names):
-            raise ValueError(f"`{where}` has {len(names)} names, and as many tensors are wanted")
+            raise ValueError(f"`{where}` has {len(names)} names, so it needs as many tensors")
         tensors = tuple(map(Numbers.of, entries))
         if self.shapes is None:
             return tensors
@@ -312,7 +315,7 @@ class NameTest(Part):
             len(sizes.shape) == 1 and all(type(n) is int and n > 0 for n in sizes.elements)
             for sizes in tensors
         ):
-            raise ValueError(f"`{where}` of `shapes` has lists of whole numbers")
+            raise ValueError(f"`{where}` of `shapes` must have lists of whole numbers")
         return tuple(Numbers(tuple(map(int, sizes.elements)), ()) for sizes in tensors)
 
 

@@ -81,13 +81,13 @@ class ConfigValue(Part):
             (len(origins) != 1, f"give exactly one of {', '.join(ORIGINS)}"),
             (
                 given & {"map", "default"} and origins != ["from"],
-                "`map` and `default` go with `from`",
+                "`map` and `default` are only allowed with `from`",
             ),
-            ("times" in given and origins != ["tower"], "`times` goes with `tower`"),
+            ("times" in given and origins != ["tower"], "`times` is only allowed with `tower`"),
             (
                 self.as_ is not None
                 and (origins not in (["from"], ["const"]) or self.map is not None),
-                "`as` goes with `from` (without `map`) or `const`",
+                "`as` is only allowed with `from` (without `map`) or `const`",
             ),
         )
         return self
@@ -149,11 +149,11 @@ class Target(Part):
                 self.as_ is not None
                 and self.config_file is None
                 and (self.class_ is not None or self.config or self.text_models),
-                "`as` goes with none of `class`, `config` and `text_models`",
+                "`as` isn't allowed with `class`, `config` or `text_models`",
             ),
             (
                 self.config_file is not None and self.as_ is None,
-                "`config_file` goes with `as: source`",
+                "`config_file` is only allowed with `as: source`",
             ),
         )
         return self
@@ -218,11 +218,11 @@ class ChatTemplate(Part):
             "form",
             (
                 not self.text.strip(),
-                "a chat template has `files` or a `text`, and they aren't empty",
+                "a chat template needs either `files` or a `text`, which can't be empty",
             ),
             (
                 not self.when,
-                "a chat template says with `when` what it is for; one for all is `chat_template`",
+                "a chat template needs a `when`; one template for all is `chat_template`",
             ),
         )
         return self
@@ -248,7 +248,7 @@ class Processor(Part):
     )
     plain_text: tuple[str, ...] = Field(
         (),
-        description="text of a chat template that looks like a special token and is none, such "
+        description="text of a chat template that looks like a special token but isn't one, such "
         "as `<Image>`",
     )
     system_prompt: Literal["on request", "always"] = Field(

@@ -127,8 +127,8 @@ def test_sizes_that_add_up_without_names_are_told() -> None:
     assert found.adding_up == [
         "model.layers.{0..1}.mlp.both.weight [22, 8] is as large as "
         "language_model.model.layers.{0..1}.mlp.gate_proj.weight and "
-        "language_model.model.layers.{0..1}.mlp.up_proj.weight together, along axis 0: names don't "
-        "tell whether one becomes the other, and in which order"
+        "language_model.model.layers.{0..1}.mlp.up_proj.weight together, along axis 0. Names don't "
+        "show whether they belong together, and in which order"
     ]
     assert "unsure, so left out: model.layers" in rule_file(Frame("x", "y", "z"), found)
     assert infer(target, source).adding_up[0].startswith("model.layers.{0..1}.mlp.both.weight")
@@ -333,7 +333,7 @@ def test_a_fused_matrix_may_be_transposed(whole: Shape, part: Shape, how: str) -
     assert [one.how for one in found.operations] == [how] * bool(how)
     if not how:
         [told] = found.adding_up
-        assert "along axis 1 or, transposed, along axis 0: names and sizes don't tell" in told
+        assert "along axis 1 or, transposed, along axis 0. Names and sizes don't show" in told
     back = infer(target, source)
     assert [one.how for one in back.operations] == [how.replace("split", "concat")] * bool(how)
 
