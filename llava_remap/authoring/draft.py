@@ -375,11 +375,17 @@ def _possible_chats(checkpoint: Checkpoint) -> list[str]:
     folder = checkpoint.folder
     if folder is None or (vocabulary := read_vocabulary(folder)) is None:
         return []
-    kind = str((checkpoint.config or {}).get("model_type"))
+    config = checkpoint.config or {}
+    kind = str(config.get("model_type"))
 
     def may_hold(when: Mapping[str, Any]) -> bool:
         token, model_type = when.get("token"), when.get("text_config.model_type")
-        return (token is None or token in vocabulary.ids) and str(model_type or "") in kind
+        said = {key: wanted for key, wanted in when.items() if key.startswith("source.")}
+        return (
+            (token is None or token in vocabulary.ids)
+            and str(model_type or "") in kind
+            and all(config.get(key.removeprefix("source.")) == said[key] for key in said)
+        )
 
     parts = {name: load_rule_file(shipped_folder() / name) for name in shipped_chat_parts()}
     return [

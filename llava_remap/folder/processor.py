@@ -29,6 +29,8 @@ _LARGEST_SIDE = 4096
 #: The most patches in a row of a picture, and the largest other number in a processor's config.
 #: Trying the processor makes an image token for each patch.
 _MOST_PATCHES, _LARGEST_NUMBER = 512, 1_000_000
+#: Values of an image processor that have no right default.
+_NEEDED = ("image_mean", "image_std", "size")
 _SIDES = ("size", "crop_size", "pad_size", "image_grid_pinpoints")
 #: The mean colour, rounded to 8 bits, is less than this many standard deviations from 0.
 _MEAN_COLOUR = 0.05
@@ -42,9 +44,11 @@ def find_image_processor(folders: Sequence[Path]) -> Path | None:
 
 def stock_image_processor(tower: Tower) -> dict[str, Any]:
     """The image processor with which stock towers of this kind are trained, with this tower's image
-    size.
+    size; empty for a kind without stock towers.
     """
-    kind, side = str(tower.facts["model_type"]), tower.facts["image_size"]
+    kind, side = str(tower.facts["model_type"]), tower.facts.get("image_size")
+    if kind not in IMAGE_PROCESSORS:
+        return {}
     square = {"height": side, "width": side}
     sizes = (
         {"size": {"shortest_edge": side}, "crop_size": square}
@@ -58,7 +62,9 @@ def stock_notes(rules: Processor | None, target: TargetConfig) -> Iterator[Probl
     """LR611 if the stock image processor is written. The tower's tensors don't show how its
     pictures were normalised.
     """
-    if rules is not None and rules.class_ is not None:
+    if rules is None or rules.class_ is None:
+        return
+    if target.tower.facts["model_type"] in IMAGE_PROCESSORS:
         stock = _changed(stock_image_processor(target.tower), target.image_processor)
         said = ", ".join(
             f"{key} {stock[key]}" for key in ("image_mean", "image_std", "size") if key in stock
@@ -92,7 +98,7 @@ def image_processor_problems(folder: Path | None, tower: Tower) -> list[Problem]
             ]
     sides = content.get("crop_size") or content.get("size")
     size = sides.get("height") or sides.get("shortest_edge") if isinstance(sides, dict) else sides
-    if size is None or size == tower.facts["image_size"]:
+    if size is None or size == tower.facts.get("image_size", size):
         return []
     if not isinstance(size, int):
         return [Problem("LR113", f"{folder / PREPROCESSOR}: the image size is {size!r}.", _REPLACE)]
@@ -122,6 +128,14 @@ def write_pixel_processors(
             processor would take too much time and memory.
     """
     images = _opened(folder) if folder is not None else stock_image_processor(target.tower)
+    if lacking := {*_NEEDED} - {*images, *target.image_processor}:
+        raise refuse(
+            "LR605",
+            f"no source has a {PREPROCESSOR}, and the rule file doesn't say {sorted(lacking)} of "
+            f"the pictures of a {target.tower.facts['model_type']}.",
+            f"Put the tower's {PREPROCESSOR} beside its weights, or complete "
+            "`processor.image_processor.config` in the rule file.",
+        )
     images.pop("auto_map", None)  # it names code that isn't in the folder
     images[_CLASS] = rules.class_
     made = _changed(images, target.image_processor)
@@ -221,7 +235,9 @@ def write_processor(
     template in both forms.
     """
     named = {
-        f"{token.role}_token": token.text for token in tokens if token.role in ("image", "video")
+        f"{token.role}_token": token.text
+        for token in tokens
+        if token.role in ("image", "video") and token.attribute is None
     }
     write_json(output / PROCESSOR, {**target.processor, **named, _CLASS: processor_class})
     if target.chat_template is not None:
@@ -335,7 +351,9 @@ def _expected(target: TargetConfig) -> tuple[tuple[int, int], int | None]:
     """
     grid = target.config.get("image_grid_pinpoints")
     if not grid:
-        return (64, 48), target.config.get("image_seq_length")
+        # A square has one tile for processors that choose a grid by the shape of a picture.
+        size = (64, 64) if "max_patches" in target.image_processor else (64, 48)
+        return size, target.config.get("image_seq_length")
     side, tokens = int(target.tower.facts["image_size"]), int(target.tower.facts["image_tokens"])
     height, width = grid[0]
     rows, columns, patches = height // side, width // side, isqrt(tokens)

@@ -251,6 +251,8 @@ def _write(
             for token in sorted(content["added_tokens"], key=lambda token: int(token["id"]))
         },
     }
+    if named := {token.attribute: token.text for token in tokens if token.attribute is not None}:
+        config["extra_special_tokens"] = named
     if processor_class is not None:
         config["processor_class"] = processor_class
     write_json(folder / "tokenizer_config.json", dict(sorted(config.items())))

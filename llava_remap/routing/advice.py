@@ -14,6 +14,7 @@ from llava_remap.routing.fits import EMPTY, Fit, draft_command, fits, names_alik
 from llava_remap.routing.route import Routed, route
 from llava_remap.routing.trained_with import projector_place
 from llava_remap.rulefile import Condition, RuleFile, load_rule_file
+from llava_remap.target_model import TOWER_KIND
 
 
 def advice(checkpoint: Checkpoint, ranked: Sequence[Fit], asked: str = "") -> str:
@@ -37,9 +38,10 @@ def advice(checkpoint: Checkpoint, ranked: Sequence[Fit], asked: str = "") -> st
             f"By names and config, this rule file fits: {best.rules} ({best.mapped} of "
             f"{best.total} names)."
         )
-    if best.mapped == 0:
-        some = _without_prefix(checkpoint, "", names_alike(checkpoint))
-        names = (_part(load_rule_file(fit.rules), some) for fit in ranked)
+    if best.unknown:
+        alike = names_alike(checkpoint)
+        some = _without_prefix(checkpoint, "", alike)
+        names = (_part(load_rule_file(fit.rules), some, alike, best.mapped) for fit in ranked)
         if part := next(filter(None, names), ""):
             beside = f"--source {best.source}=DIR --source {part}={quote(checkpoint.location)}"
             return (
@@ -65,8 +67,11 @@ def advice(checkpoint: Checkpoint, ranked: Sequence[Fit], asked: str = "") -> st
     if whole:
         sources = load_rule_file(whole[0].rules).text.sources
         parts = [name for name, source in sources.items() if source.overrides]
-        give = f"Every name is known, and something is missing. {_give_too(checkpoint, parts)}"
-        if not parts or not give.endswith("."):  # the missing part lies beside the checkpoint
+        give = "Every name is known, and something is missing."
+        if not parts:
+            return give
+        give = f"{give} {_give_too(checkpoint, parts)}"
+        if not give.endswith("."):  # the missing part lies beside the checkpoint
             return give
         model = quote(f"{whole[0].source}={checkpoint.location}")
         return (
@@ -79,13 +84,22 @@ def advice(checkpoint: Checkpoint, ranked: Sequence[Fit], asked: str = "") -> st
     return f"None of the shipped rule files fits. Infer one from names and shapes: {command}"
 
 
-def _part(rules: RuleFile, checkpoint: Checkpoint) -> str:
-    """The further source of a rule file that this checkpoint can be; empty if there is none."""
+def _part(
+    rules: RuleFile, checkpoint: Checkpoint, alike: Mapping[str, Sequence[str]], mapped: int
+) -> str:
+    """The further source of a rule file that this checkpoint can be; empty if there is none.
+
+    Args:
+        checkpoint: one name of each kind.
+        alike: these names → the names of the kind.
+        mapped: the number of names that a rule file maps as those of a model. A part has more.
+    """
     for name, source in rules.text.sources.items():
         if name != rules.first_source and not source.overrides and "tensors" in source.use:
             sources = {rules.first_source: EMPTY, name: checkpoint}
             taken = route(rules, compile_rules(rules), sources).taken
-            if any(r.rewrite.target is not None for r in taken):
+            found = (alike[r.tensor.name] for r in taken if r.rewrite.target is not None)
+            if sum(map(len, found)) > mapped:
                 return name
     return ""
 
@@ -162,7 +176,12 @@ def _class_for(checkpoint: Checkpoint, ranked: Sequence[Fit], asked: str) -> str
     the most common class of the rule files whose `detect`, without the architecture, agrees with
     the config.
     """
-    families = [fit for fit in ranked if fit.class_name]
+    # A draft reads towers from their tensors, and these are CLIPs and SigLIPs.
+    families = [
+        fit
+        for fit in ranked
+        if fit.class_name and TOWER_KIND not in load_rule_file(fit.rules).target.config
+    ]
     if families[0].is_near:
         nearest = [fit for fit in families if fit.mapped == families[0].mapped]
         return min(nearest, key=lambda fit: fit.rules != asked).class_name

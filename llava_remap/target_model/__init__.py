@@ -19,6 +19,7 @@ from llava_remap.target_model.config import (
 from llava_remap.target_model.config_keys import unread_keys
 from llava_remap.target_model.config_parts import (
     TEXT_KIND,
+    TOWER_KIND,
     require_text_config,
     text_config,
     text_differences,
@@ -85,6 +86,7 @@ __all__ = [
     "IMAGE_PROCESSORS",
     "PlacedToken",
     "TEXT_KIND",
+    "TOWER_KIND",
     "SCALED_PICTURES",
     "Step",
     "STOCK",

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from llava_remap.checkpoint import Checkpoint, LoraPair, Tensor, is_projector_alone
 from llava_remap.core.problem import RemapError
-from llava_remap.target_model.config_parts import text_config
+from llava_remap.target_model.config_parts import inner_text, text_config
 from llava_remap.target_model.presets import TOWERS
 from llava_remap.target_model.text_kind import text_kind as kind_of_text
 from llava_remap.target_model.tower import shapes_config, stock_tower
@@ -31,7 +31,7 @@ _TOWER = re.compile(
 )
 _PROJECTOR = re.compile(
     r"(?:mm|multi_modal|visual|vision|vl|modality)_projector|_?(?:projector|connector)|"
-    r"vision_resampler|adapter_mlp"
+    r"vision_resampler|adapter_mlp|mlp1"
 )
 _NEWLINE = re.compile(r"image_newline|view_sep\w*")
 _TEXT = re.compile(
@@ -50,7 +50,9 @@ _LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?|resblocks|stages)\.(\d{1,9})\
 _EMBEDDING = re.compile(
     r"(?:^|\.)(?:embed_tokens|wte|embed_in|word_embeddings|tok_embeddings)\.weight$"
 )
-_HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out)\.weight$")
+_HEAD = re.compile(
+    r"(?:^|\.)(?:lm_head|embed_out)\.weight$|^(?:(?:language_)?model\.)?output\.weight$"
+)
 _NORM = re.compile(r"(?:^|\.)\w*(?:norm|ln_\w+)\.weight$")
 _NUMBERS = re.compile(r"(\d{1,9})")
 #: The most characters of a model's name in a config.
@@ -295,8 +297,8 @@ def _text_kind(config: Mapping[str, Any] | None, forks: Mapping[str, str]) -> st
     text = text_config([config]) if config else None
     if text is None:
         return None
-    inner = (config or {}).get("text_config")
-    if isinstance(inner, Mapping) and inner.get("model_type"):
+    inner = inner_text(config or {})
+    if inner is not None and inner.get("model_type"):
         text = inner
     named = [text.get("model_type"), text.get("architectures")]
     if any(len(str(name)) > _LONGEST_NAME for name in named):

@@ -17,12 +17,13 @@ from llava_remap.rulefile import PixelProcessor, Processor, RuleFile
 from llava_remap.target_model.assumed import assumed_note
 from llava_remap.target_model.config_parts import (
     TEXT_KIND,
+    TOWER_KIND,
     own_vision_configs,
     require_text_config,
     text_model_of,
 )
 from llava_remap.target_model.text_model import TextModel
-from llava_remap.target_model.tower import Tower, read_tower, shapes_config
+from llava_remap.target_model.tower import Tower, read_tower, shapes_config, told_tower
 from llava_remap.target_model.values import Values, put
 from llava_remap.target_model.vocabulary import PlacedToken
 
@@ -146,14 +147,19 @@ def derive_config(
     text_source = require_text_config(configs)
     prefix, name = next(iter(rules.target.towers.items()))
     named = Values(text_source, {}, tokens, words or (), {}).of(f"target.towers.{prefix}", name)
-    tower = read_tower(
-        prefix,
-        tensors,
-        next(iter(own_vision_configs(configs)), None),
-        named if isinstance(named, str) else None,
-        apart=tower_apart,
-        said=_said_of_tower(rules, text_source, shapes_config(prefix, tensors)),
-    )
+    own = next(iter(own_vision_configs(configs)), None)
+    source = {**text_source, "vision_config": own}
+    if TOWER_KIND in rules.target.config:
+        tower = told_tower(_said_of_tower(rules, source, {}), apart=tower_apart)
+    else:
+        tower = read_tower(
+            prefix,
+            tensors,
+            own,
+            named if isinstance(named, str) else None,
+            apart=tower_apart,
+            said=_said_of_tower(rules, source, shapes_config(prefix, tensors)),
+        )
     if len(rules.target.towers) > 1:
         _hold_towers_together(rules, configs, tower)
     tied = bool(text.config["tie_word_embeddings"])
@@ -185,7 +191,7 @@ def derive_config(
         },
         "vision_config": dict(tower.config),
     }
-    values = Values(text_source, tower.facts, tokens, words or (), config)
+    values = Values(source, tower.facts, tokens, words or (), config)
     for key, value in rules.target.config.items():
         with rules.placed("target", "config", key):
             put(config, key, values.of(f"target.config.{key}", value))
@@ -229,16 +235,17 @@ def derive_config(
 def _said_of_tower(
     rules: RuleFile, source: Mapping[str, Any], sizes: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What a rule file says of the tower, by key of its config.
+    """The config of the tower, as far as the rule file has it.
 
     Args:
         sizes: those that the tower's tensors show.
     """
-    values, found = Values(source, sizes, (), (), {}), {}
+    found: dict[str, Any] = {}
+    values = Values(source, sizes, (), (), found)
     for key, value in rules.target.config.items():
         if key.startswith(_TOWERS):
             with rules.placed("target", "config", key):
-                found[key.removeprefix(_TOWERS)] = values.of(f"target.config.{key}", value)
+                put(found, key.removeprefix(_TOWERS), values.of(f"target.config.{key}", value))
     return found
 
 
@@ -294,6 +301,8 @@ def _check_feature_layer(layers: Any, tower: Tower) -> None:
     """LR112 for layers of features that the tower doesn't have. Also for 0, the embeddings alone,
     which no version of transformers accepts.
     """
+    if "num_hidden_layers" not in tower.facts:
+        return
     count = int(tower.facts["num_hidden_layers"])
     for layer in layers if isinstance(layers, list) else [layers]:
         if layer is not None and (

@@ -30,7 +30,7 @@ def unread_keys(
     Returns:
         The problems, and the notes.
     """
-    read = _READ | _read_by(rules)
+    read = _READ | keys_read(rules)
     listed, strange = sort_keys(rules, source, [key for key in unknown if key not in read])
     lines = ", ".join(f"{key}: unused" for key in strange)
     problem = Problem(
@@ -79,7 +79,7 @@ def shortened(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "…"
 
 
-def _read_by(rules: RuleFile) -> set[str]:
+def keys_read(rules: RuleFile) -> set[str]:
     """Every key of a source's config that a rule file reads."""
     text, made = rules.text, rules.text.processor or Processor()
     parts = [part for part in (made.image_processor, made.video_processor) if part is not None]

@@ -13,6 +13,13 @@ from llava_remap.target_model.values import Values
 
 #: The key of `target.config` with which a rule file may set the kind of language model.
 TEXT_KIND = "text_config.model_type"
+#: The key of `target.config` with which a rule file has the whole config of the tower.
+TOWER_KIND = "vision_config.model_type"
+
+#: Keys under which a larger model's config has its language model's.
+_TEXT_PARTS = ("text_config", "llm_config")
+#: The parts of a larger model's config.
+_PARTS = (*_TEXT_PARTS, "vision_config")
 
 _GIVE = "Give the language model's config and tokenizer: --source language_model=DIR."
 
@@ -24,14 +31,20 @@ def text_config(configs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | Non
     Values of its `text_config` override the values around it, since rules may read both.
     """
     found = next(filter(_has_text, configs), None)
-    if found is None or not isinstance(inner := found.get("text_config"), Mapping):
+    if found is None or (inner := inner_text(found)) is None:
         return found
-    return {**without(found, "text_config", "vision_config"), **inner}
+    return {**without(found, *_PARTS), **inner}
+
+
+def inner_text(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The language model's part of a larger model's config; None without one."""
+    parts = (config.get(key) for key in _TEXT_PARTS)
+    return next((part for part in parts if isinstance(part, Mapping)), None)
 
 
 def _has_text(config: Mapping[str, Any]) -> bool:
     """Whether a config describes a language model."""
-    if isinstance(config.get("text_config"), Mapping):
+    if inner_text(config) is not None:
         return not _is_tower(config)
     return "vocab_size" in config or ("hidden_size" in config and _vision_config(config) is None)
 
@@ -65,9 +78,9 @@ def text_model_of(
         else Values(merged, {}, (), (), {}).of(".".join(("target", *place)), kind)
     )
     whole: Mapping[str, Any] = next(filter(_has_text, configs), {})
-    inner, around = whole.get("text_config"), None
-    if isinstance(inner, Mapping) and (inner.get("model_type") or inner.get("architectures")):
-        merged, around = inner, without(whole, "text_config", "vision_config", *over)
+    inner, around = inner_text(whole), None
+    if inner is not None and (inner.get("model_type") or inner.get("architectures")):
+        merged, around = inner, without(whole, *_PARTS, *over)
     with rules.placed("target", *place):
         return read_text_model(
             _laid_over(merged, over), str(target.class_), target.text_models, said, around
@@ -108,7 +121,7 @@ def _is_tower(config: Mapping[str, Any]) -> bool:
     """Whether a config belongs to a two-part model (CLIP). Its text half is no language model."""
     return (
         f"{config.get('model_type')}_vision_model" in TOWER_DEFAULTS
-        or str(config["text_config"].get("model_type")).endswith("_text_model")
+        or str((inner_text(config) or {}).get("model_type")).endswith("_text_model")
         or "projection_dim" in config
     )
 
@@ -129,6 +142,6 @@ def own_vision_configs(configs: Sequence[Mapping[str, Any]]) -> list[Mapping[str
     """
     towers_first = sorted(
         configs,
-        key=lambda config: isinstance(config.get("text_config"), Mapping) and not _is_tower(config),
+        key=lambda config: inner_text(config) is not None and not _is_tower(config),
     )
     return [own for config in towers_first if (own := _vision_config(config)) is not None]

@@ -13,8 +13,8 @@ from typing import Any
 from llava_remap.core.cache import cached_value
 from llava_remap.core.problem import Problem
 from llava_remap.rulefile import ConfigValue, PixelProcessor, Processor, RuleFile
-from llava_remap.target_model.config_keys import list_values, sort_keys
-from llava_remap.target_model.config_parts import TEXT_KIND, own_vision_configs
+from llava_remap.target_model.config_keys import keys_read, list_values, sort_keys
+from llava_remap.target_model.config_parts import TEXT_KIND, TOWER_KIND, own_vision_configs
 from llava_remap.target_model.constants import (
     Place,
     constants_of,
@@ -95,7 +95,10 @@ def unread_of_towers(
         kind: the `model_type` of the language model, as for `unknown_target`.
         configs: the sources' own configs.
     """
-    keys = (_known_of(rules, kind).keys or {})["vision_config"]
+    keys = {
+        *(_known_of(rules, kind).keys or {})["vision_config"],
+        *(key.removeprefix("vision_config.") for key in keys_read(rules)),
+    }
     said = {
         key: value
         for own in own_vision_configs(configs)
@@ -319,7 +322,7 @@ def _ask(class_name: str, kind: str | None, words: Mapping[str, str]) -> dict[st
     }
     for key, word in words.items():
         set_value(config, key, word)
-    tower = words.get("vision_config.model_type")
+    tower = words.get(TOWER_KIND)
     towers = [tower] if tower in classes else TOWER_DEFAULTS
     pixels = _fields(*(classes[name] for name in towers))
     if "rope_parameters" in pixels:

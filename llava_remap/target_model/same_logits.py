@@ -13,6 +13,7 @@ This module imports torch and transformers, so it is imported only to compare cl
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, fields, replace
@@ -282,10 +283,17 @@ def _fill(model: Any, layers: Any) -> None:
 def _stub(layers: Any, returns_tuple: bool) -> list[Any]:
     """Let layers return their hidden states unchanged. Each call's arguments go into the list."""
     calls: list[Any] = []
+    known = {name for layer in layers for name in inspect.signature(layer.forward).parameters}
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        # Arguments that request further outputs change no number.
-        kept = {k: v for k, v in kwargs.items() if not k.startswith(("output_", "logits_to_keep"))}
+        # Arguments that request further outputs change no number, nor does an empty one of another
+        # part, which the class hands to all its parts.
+        kept = {
+            key: value
+            for key, value in kwargs.items()
+            if not key.startswith(("output_", "logits_to_keep"))
+            and (value is not None or key in known)
+        }
         calls.append((args, kept))
         states = args[0] if args else kwargs["hidden_states"]
         return (states,) if returns_tuple else states

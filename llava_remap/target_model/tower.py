@@ -162,6 +162,23 @@ def _dinov2(seen: Mapping[str, Any]) -> dict[str, Any]:
     return {"mlp_ratio": ratio, "use_mask_token": False}
 
 
+def told_tower(config: Mapping[str, Any], *, apart: bool = False) -> Tower:
+    """The tower of a rule file that has its whole config. Shapes prove the sizes in it.
+
+    Args:
+        config: the `vision_config` of the target.
+        apart: as for `read_tower`.
+    """
+    facts = {
+        key: config[key]
+        for key in ("model_type", "hidden_size", "num_hidden_layers", "image_size", "patch_size")
+        if key in config
+    }
+    if {"image_size", "patch_size"} <= facts.keys():
+        facts["image_tokens"] = (facts["image_size"] // facts["patch_size"]) ** 2
+    return Tower(config, {**facts, "apart": apart, "last_layer_deleted": False}, ())
+
+
 def shapes_config(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """A vision config for a tower with the shapes of these tensors, for uses that need only shapes.
 

@@ -83,7 +83,7 @@ class Values:
         if key == "token":
             return wanted in self.words
         if key.startswith("source."):
-            return bool(self.source.get(key.removeprefix("source.")) == wanted)
+            return bool(self._said(key.removeprefix("source.")) == wanted)
         found: Any = self.target
         for part in key.split("."):
             if not isinstance(found, Mapping) or part not in found:
@@ -92,7 +92,7 @@ class Values:
         return bool(found == wanted)
 
     def _from(self, where: str, key: str, value: ConfigValue) -> Any:
-        found = self.source.get(key)
+        found = self._said(key)
         if isinstance(found, list) and value.map is not None:
             found = found[0] if found else None
         if isinstance(found, (list, dict)) and value.as_ is None:
@@ -120,6 +120,15 @@ class Values:
                 f"Add it to the `map` of `{where}` in a rule file that extends this one.",
             )
         return value.map[found]
+
+    def _said(self, key: str) -> Any:
+        """A value of the source's config, by its key with dots; None without one."""
+        found: Any = self.source
+        if key in found:  # a file whose nested keys were made flat
+            return found[key]
+        for part in key.split("."):
+            found = found.get(part) if isinstance(found, Mapping) else None
+        return found
 
     def _fact(self, where: str, fact: str) -> Any:
         if fact not in self.facts:

@@ -12,12 +12,15 @@ from typing import Any
 
 from llava_remap.checkpoint import has_file
 from llava_remap.core import Problem, quoted, refuse
+from llava_remap.core.problem import ConfigError
 from llava_remap.rulefile import Token
 from llava_remap.target_model.source_files import read_beside
 from llava_remap.target_model.tekken import TEKKEN, has_tekken, read_tekken
 
 #: A padded embedding has a multiple of this many rows.
 _PADDED_TO = 64
+#: Roles of tokens that only prompts have. Without a tokenizer, nothing asks for their ids.
+_OF_PROMPTS = ("image_start", "image_end")
 _REPLACE = "Replace it by the original one."
 
 
@@ -45,12 +48,21 @@ class Vocabulary:
 
 @dataclass(frozen=True, slots=True)
 class PlacedToken:
-    """A token of the rule file with its id. `added`: whether the source's tokenizer lacks it."""
+    """A token of the rule file with its id.
+
+    Attributes:
+        text: the token as the tokenizer spells it.
+        role: what it stands for.
+        id: its id.
+        added: whether the source's tokenizer lacks it.
+        attribute: the tokenizer's attribute that has the token, or None.
+    """
 
     text: str
     role: str
     id: int
     added: bool
+    attribute: str | None = None
 
 
 def read_vocabulary(folder: Path) -> Vocabulary | None:
@@ -132,6 +144,9 @@ def place_tokens(
     A pad token is added only if the tokenizer has no pad token of its own; `<unk>` as pad token
     doesn't count. Without a tokenizer, an id comes from the source's `config`, or follows the
     `rows` of the embedding, as with every tokenizer without spare rows.
+
+    Raises:
+        RemapError: LR112 for a token without an id that can't be added.
     """
     ids, free, special = (
         (vocabulary.ids, vocabulary.next_id, vocabulary.special) if vocabulary else ({}, rows, {})
@@ -140,15 +155,24 @@ def place_tokens(
     has_pad = pad in ids and pad != special.get("unk_token")
     placed: list[PlacedToken] = []
     for token in tokens:
+        if vocabulary is None and token.role in _OF_PROMPTS:
+            continue
         text = pad if pad is not None and has_pad and token.role == "pad" else token.text
         known = (
             ids.get(text)
             if vocabulary is not None
             else next(iter(_said_ids(token.role, config).values()), None)
         )
-        placed.append(
-            PlacedToken(text, token.role, free if known is None else known, known is None)
-        )
+        if known is None and not token.add:
+            where = f"the tokenizer in {vocabulary.folder}" if vocabulary else "no tokenizer"
+            raise ConfigError.of(
+                "LR112",
+                f"the training had a token `{text}`, and {where} has it"
+                + (" not." if vocabulary else ", so nothing shows its id."),
+                "Put the tokenizer files of the training beside the checkpoint.",
+            )
+        placed_id = free if known is None else known
+        placed.append(PlacedToken(text, token.role, placed_id, known is None, token.attribute))
         free += known is None
     return tuple(placed)
 

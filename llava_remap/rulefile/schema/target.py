@@ -29,7 +29,8 @@ class ConfigValue(Part):
     from_: str | None = Field(
         None,
         alias="from",
-        description="key of the source's config; with `map`, the first item of a list is used",
+        description="key of the source's config (dots for nested keys: vision_config.hidden_act); "
+        "with `map`, the first item of a list is used",
     )
     const: Any = Field(None, description="the value itself")
     tower: str | None = Field(
@@ -132,7 +133,8 @@ class Target(Part):
         min_length=1,
         description="prefix of a vision tower's names in the target → hub repository that the "
         "tower was trained from. All towers have one form, and `vision_config` describes the "
-        "first",
+        "first. If `config` has vision_config.model_type, `vision_config` consists of the values "
+        "in `config`; otherwise the tower is a CLIP or SigLIP, read from its tensors",
     )
     language_model: str = Field(
         "language_model.", description="prefix of the language model's names in the target"
@@ -165,10 +167,22 @@ class Target(Part):
 
 
 class Token(Part):
-    """A token that the tokenizer must have; it is added if it is missing."""
+    """A token that the tokenizer must have."""
 
     text: str = Field(min_length=1, description="the token as the tokenizer spells it")
-    role: Literal["image", "video", "pad"] = Field(description="what the token stands for")
+    role: Literal["image", "video", "pad", "image_start", "image_end"] = Field(
+        description="what the token stands for"
+    )
+    attribute: str | None = Field(
+        None,
+        description="attribute of the tokenizer in which the processor's class looks for the "
+        "token, such as start_image_token",
+    )
+    add: bool = Field(
+        True,
+        description="whether the token is added to a tokenizer that lacks it; false for a token "
+        "of the training, whose tokenizer has it",
+    )
 
 
 class PixelProcessor(Part):
