@@ -40,8 +40,11 @@ _KNOWN = frozenset((
 #: Initialisations that leave the base as it is. The others (PiSSA, OLoRA, CorDA, LoftQ, …) change
 #: the base first.
 _KEEPING_THE_BASE = (True, False, None, "gaussian", "eva", "orthogonal")
-_MERGE = "Merge it into its base with PEFT (`merge_and_unload`), save the model and give that."
-_AGAIN = "Copy the adapter again, all of its files from one training."
+_MERGE = (
+    "Merge the adapter into its base with PEFT (`merge_and_unload`), save the model and give the "
+    "saved model."
+)
+_AGAIN = "Copy the adapter again, with all files from one training."
 
 
 def lora_pairs(
@@ -65,7 +68,7 @@ def lora_pairs(
     if strange := [name for name in lora if not _MATRIX.fullmatch(name)]:
         raise refuse(
             "LR115",
-            f"{quoted(file)} has more than LoRA's pairs of matrices: {_kind(strange[0])} "
+            f"{quoted(file)} has other tensors than LoRA's pairs of matrices: {_kind(strange[0])} "
             f"({several(strange)}).",
             _MERGE,
             strange,
@@ -74,7 +77,7 @@ def lora_pairs(
         raise refuse(
             "LR104",
             f"{len(stubs)} of the adapter's matrices in {quoted(file)} have no elements.",
-            "DeepSpeed's ZeRO-3 keeps the values elsewhere: save the adapter with the "
+            "DeepSpeed's ZeRO-3 keeps the values in other files: save the adapter with the "
             "parameters gathered.",
             stubs,
         )
@@ -95,7 +98,7 @@ def lora_pairs(
         a, b = (catalog[name] for name in names[odd[0]])
         raise refuse(
             "LR115",
-            f"{len(odd)} of {len(matrices)} pairs in {quoted(file)} are not those of linear "
+            f"{len(odd)} of {len(matrices)} pairs in {quoted(file)} don't belong to linear "
             f"layers: {quoted(odd[0])}, lora_A is {a.dtype} {list(a.shape)}, lora_B {b.dtype} "
             f"{list(b.shape)}.",
             _MERGE,
@@ -116,7 +119,7 @@ def _kind(name: str) -> str:
         return "DoRA's magnitudes"
     if "lora_embedding_" in name:
         return "the adapter of an embedding"
-    return "biases of lora_B" if name.endswith(".bias") else "tensors that are not known here"
+    return "biases of lora_B" if name.endswith(".bias") else "tensors of an unknown kind"
 
 
 def _is_pair(catalog: Catalog, a: str, b: str) -> bool:
@@ -138,10 +141,12 @@ def _refuse_variant(config: Mapping[str, Any]) -> None:
     if not any(
         begin is known or (isinstance(begin, str) and begin == known) for known in _KEEPING_THE_BASE
     ):
-        variants.append(f"init_lora_weights: {begin!r}, which changes the base before the training")
+        variants.append(f"init_lora_weights: {begin!r}, which changed the base before the training")
     if variants:
         raise refuse(
-            "LR115", f"it isn't plain LoRA: its {ADAPTER_CONFIG} says {several(variants)}.", _MERGE
+            "LR115",
+            f"the adapter isn't plain LoRA: its {ADAPTER_CONFIG} says {several(variants)}.",
+            _MERGE,
         )
 
 
@@ -153,8 +158,8 @@ def _scales(ranks: Mapping[str, int], config: Mapping[str, Any]) -> dict[str, fl
     if wrong := [module for module, rank in ranks.items() if planned[module] != rank]:
         raise refuse(
             "LR115",
-            f"{len(wrong)} pairs are not of the rank in {ADAPTER_CONFIG}: {quoted(wrong[0])} has "
-            f"rank {ranks[wrong[0]]}, the config says {quoted(repr(planned[wrong[0]]))}.",
+            f"{len(wrong)} pairs have another rank than {ADAPTER_CONFIG} says: {quoted(wrong[0])} "
+            f"has rank {ranks[wrong[0]]}, the config says {quoted(repr(planned[wrong[0]]))}.",
             _AGAIN,
             wrong,
         )
@@ -201,7 +206,7 @@ def _matches(pattern: str, name: str, patterns: str) -> bool:
     except PatternError as error:
         why = printable(str(error))  # it quotes the pattern
     except RunawayError:
-        why = "it runs into the time limit"
+        why = "it takes too long on a name"
     raise refuse(
         "LR115", f"{ADAPTER_CONFIG} has {quoted(pattern)} in its {patterns}: {why}.", _MERGE
     )

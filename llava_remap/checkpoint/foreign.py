@@ -40,28 +40,28 @@ _RANK = re.compile(r"\w*zero_pp_rank_\d+_mp_rank_\d+_(?:model|optim)_states\.pt"
 _WORLD = re.compile(r"model_world_size_\d+_rank_\d+\.pt")
 #: For each pattern of another program's files: a description, and the advice.
 _PROGRAMS = (
-    (r".*\.gguf", "a GGUF file, which llama.cpp reads; it doesn't lead back to a training "
+    (r".*\.gguf", "a GGUF file for llama.cpp, which can't be turned back into a training "
                   "checkpoint", ""),
     (r"(flax_model|model).*\.msgpack", "the weights of a Flax model",
-     "Load it in transformers 4 (`from_pretrained(DIR, from_flax=True)`), save it with "
-     "`save_pretrained` and give that."),
+     "Load the model in transformers 4 (`from_pretrained(DIR, from_flax=True)`), save it with "
+     "`save_pretrained` and give the saved model."),
     (r"tf_model.*\.h5", "the weights of a TensorFlow model",
-     "Load it in transformers 4 (`from_pretrained(DIR, from_tf=True)`), save it with "
-     "`save_pretrained` and give that."),
-    (r".*\.npz", "an archive of NumPy, as MLX's first versions wrote", ""),
-    (r".*\.onnx", "an ONNX graph, made to run and not to be loaded", ""),
-    (r"openvino_.*\.xml", "a model of OpenVINO, made to run and not to be loaded", ""),
-    (r".*\.engine", "an engine of TensorRT, made to run and not to be loaded", ""),
+     "Load the model in transformers 4 (`from_pretrained(DIR, from_tf=True)`), save it with "
+     "`save_pretrained` and give the saved model."),
+    (r".*\.npz", "a NumPy archive, as early versions of MLX wrote it", ""),
+    (r".*\.onnx", "an ONNX graph, which is for inference and can't be converted", ""),
+    (r"openvino_.*\.xml", "an OpenVINO model, which is for inference and can't be converted", ""),
+    (r".*\.engine", "a TensorRT engine, which is for inference and can't be converted", ""),
     (r".*\.nemo", "a checkpoint of NeMo", "Export it with NeMo's own converter to Hugging Face and "
-                                          "give that."),
-    (r"latest_checkpointed_iteration\.txt|model_optim_rng\.pt", "a checkpoint of Megatron-LM, cut "
-                                                                "up by ranks",
+                                          "give the export."),
+    (r"latest_checkpointed_iteration\.txt|model_optim_rng\.pt", "a checkpoint of Megatron-LM, "
+                                                                "divided by ranks",
      "Convert it with the converter of the code that trained it (Megatron Bridge, or "
      "tools/checkpoint) to Hugging Face."),
     (r".*\.pdparams", "the weights of a Paddle model", "Convert them to PyTorch with the code that "
                                                        "trained them."),
 )  # fmt: skip
-_MADE_FROM = "Give the checkpoint that it was made from."
+_MADE_FROM = "Give the checkpoint from which it was made."
 
 
 class PartsApartError(AbsentError):
@@ -243,37 +243,37 @@ def _deepspeed(listing: Listing) -> RemapError | None:
     if listing.latest and listing.latest not in steps:
         return refuse(
             "LR106",
-            f"{cause}; its file `latest` names the step {quoted(listing.latest)}, which isn't "
-            f"there. There is {several(steps)}.",
-            f"If that step is meant, give it: {quoted(at)}.",
+            f"{cause}; its file `latest` names the step {quoted(listing.latest)}, which doesn't "
+            f"exist. Existing steps: {several(steps)}.",
+            f"If you mean that step, give it: {quoted(at)}.",
         )
     if listing.latest not in steps and len(steps) > 1:
         return refuse(
             "LR106",
             f"{cause} of {len(steps)} steps ({several(steps)}), without the file `latest` that "
-            "says which counts.",
-            f"Give the step that is meant, such as {quoted(at)}.",
+            "names the right step.",
+            f"Give the right step, such as {quoted(at)}.",
         )
     ranks = sorted(filter(_RANK.fullmatch, names))
     if not ranks:
         return refuse(
             "LR106",
-            f"{cause}, and its model is cut up by layers or tensors: "
+            f"{cause}, and its model is divided by layers or tensors: "
             f"{several(sorted(filter(_DEEPSPEED.fullmatch, names)), 2)}.",
-            "Save it whole with the code that trained it, and give that.",
+            "Save the whole model with the training code, and give the saved model.",
         )
-    cause += f" (ZeRO), cut up by ranks: {several(ranks, 2)}."
+    cause += f" (ZeRO), divided by ranks: {several(ranks, 2)}."
     if not any(name.endswith("optim_states.pt") for name in ranks):
         return refuse(
             "LR106",
-            f"{cause} The values are in files `…_optim_states.pt`, and there are none.",
+            f"{cause} The values are in files `…_optim_states.pt`, which are missing.",
             f"Copy those files into {quoted(at)}, from every machine of the training.",
         )
     made = str(listing.root if step else _above(listing.root))
     return refuse(
         "LR106",
         cause,
-        f"Put it together where DeepSpeed is installed, then give {quoted(made)}: "
+        f"Merge the ranks where DeepSpeed is installed, then give {quoted(made)}: "
         f"{_zero_to_fp32(listing, step)}",
     )
 
@@ -310,13 +310,13 @@ def _distributed(listing: Listing) -> RemapError | None:
     at, above = listing.root / folder, listing.root if folder else _above(listing.root)
     files = several(sorted(name for name in names if name.endswith(".distcp")), 2)
     cause = (
-        f"{quoted(str(at))} is a checkpoint of torch.distributed, as FSDP writes it, cut up "
-        f"by ranks: {files}."
+        f"{quoted(str(at))} is a checkpoint of torch.distributed, as FSDP writes it, divided by "
+        f"ranks: {files}."
     )
     if ".metadata" not in names:
         return refuse(
             "LR106",
-            f"{cause} Its file `.metadata` is missing; it says where each tensor lies.",
+            f"{cause} Its file `.metadata` is missing, which says where each tensor is.",
             f"Copy that file into {quoted(str(at))}.",
         )
     on_top = "config.json" in names or not (above / "config.json").is_file()
@@ -324,7 +324,7 @@ def _distributed(listing: Listing) -> RemapError | None:
     return refuse(
         "LR106",
         cause,
-        f"Put it together by torch, then give {quoted(str(home))}: {listing.download}python -m "
+        f"Merge the ranks with torch, then give {quoted(str(home))}: {listing.download}python -m "
         f"torch.distributed.checkpoint.format_utils dcp_to_torch {quote(str(at))} "
         f"{quote(str(home / 'pytorch_model.bin'))}",
     )
@@ -339,11 +339,11 @@ def _verl(listing: Listing) -> RemapError | None:
     made = f"{at}-merged"
     return refuse(
         "LR106",
-        f"{quoted(str(at))} is a checkpoint of verl, cut up by ranks: "
+        f"{quoted(str(at))} is a checkpoint of verl, divided by ranks: "
         f"{several(sorted(filter(_WORLD.fullmatch, listing.folders[found[0]])), 2)}.",
-        f"Put it together where verl is installed, then give {quoted(made)}: "
-        f"{listing.download}python -m verl.model_merger merge --backend fsdp "
-        f"--local_dir {quote(str(at))} --target_dir {quote(made)}",
+        f"Merge the ranks where verl is installed, then give {quoted(made)}: "
+        f"{listing.download}python -m verl.model_merger merge --backend fsdp --local_dir "
+        f"{quote(str(at))} --target_dir {quote(made)}",
     )
 
 
@@ -353,8 +353,8 @@ def _parts(listing: Listing) -> RemapError | None:
     if not parts or parts.get("model") == str(listing.root):
         return None
     cause = (
-        f"{quoted(listing.where)} has no weights on top; its folders hold the parts of a "
-        f"model: {several(parts.values(), len(parts))}."
+        f"{quoted(listing.where)} has no weights itself; its folders hold the parts of a model: "
+        f"{several(parts.values(), len(parts))}."
     )
     if listing.download:
         cause += f" Download it: {listing.download.removesuffix(' && ')}."
@@ -398,7 +398,7 @@ def _below(listing: Listing) -> RemapError | None:
     found = sorted((folder for folder in every if holds(inside(folder))), key=_by_number)
     if not found:
         return None
-    cause = f"{quoted(listing.where)} has no weights on top; they lie in {several(found, 6)}."
+    cause = f"{quoted(listing.where)} has no weights itself; they are in {several(found, 6)}."
     steps = [folder for folder in found if TRAINING_STEP.fullmatch(folder)]
     if len({folder.rstrip("0123456789") for folder in steps}) == 1:  # else nothing orders them
         newest = inside(steps[-1]) if listing.download else Listing.of(listing.root / steps[-1])
@@ -406,7 +406,7 @@ def _below(listing: Listing) -> RemapError | None:
     return AbsentError.of(
         "LR100",
         cause,
-        f"Give the folder that is meant: {listing.download}llava-remap inspect "
+        f"Give one of these folders: {listing.download}llava-remap inspect "
         f"{quote(str(listing.root / found[-1]))}",
     )
 

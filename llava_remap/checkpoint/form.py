@@ -161,15 +161,15 @@ def no_form(where: str, names: Collection[str], every: Collection[str]) -> Remap
     if weights := sorted(_weights(names)):
         return AbsentError.of(
             "LR100",
-            f"{quoted(where)} has {len(weights)} weight files, nothing says which is meant: "
-            f"{several(weights, 6)}.",
-            "Give one of them by its name.",
+            f"{quoted(where)} has {len(weights)} weight files, and nothing shows which one to "
+            f"read: {several(weights, 6)}.",
+            "Give one of these files.",
         )
-    has = f"It has: {several(sorted(every), 12)}." if every else "It is empty."
+    has = f"The folder has: {several(sorted(every), 12)}." if every else "The folder is empty."
     return AbsentError.of(
         "LR100",
         f"{quoted(where)} has no weight file (*.safetensors, *.bin, *.pt, *.pth, *.ckpt). {has}",
-        "Give the folder that the weights lie in.",
+        "Give the folder with the weights.",
     )
 
 

@@ -33,8 +33,8 @@ def parse_manifest(path: Path, content: dict[str, Any]) -> Checkpoint:
         shown = quoted(str(version)) if isinstance(version, (int, float, str)) else "missing"
         raise refuse(
             "LR106",
-            f"the format_version of {quoted(path.name)} is {shown}, the only one known here "
-            f"is {VERSION}.",
+            f"the format_version of {quoted(path.name)} is {shown}; the only known version is "
+            f"{VERSION}.",
             "Update llava-remap, or make the manifest again.",
         )
     config, tensors = content.get("config"), content.get("tensors")

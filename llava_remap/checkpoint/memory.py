@@ -131,8 +131,8 @@ def _memory(file: Path, name: object, value: object) -> Memory:
         key = quoted(name) if isinstance(name, str) else f"a key of type {type(name).__name__}"
         raise refuse(
             "LR211",
-            f"in {quoted(file.name)} {key} has a value of type {type(value).__name__}, and tensors "
-            "by their names are expected.",
+            f"in {quoted(file.name)} {key} has a value of type {type(value).__name__}, but "
+            "tensors by name are expected.",
             _GIVE,
         )
     if not isinstance(value, torch.Tensor):
@@ -155,7 +155,10 @@ def _unreadable(tensor: torch.Tensor) -> tuple[str, str] | None:
         return f"is {tensor.layout}, not dense", "Give `tensor.to_dense()`."
     # Subclasses with their own dispatch (quantised, fake) don't keep elements where a tensor does.
     if type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
-        return f"is a {type(tensor).__name__}, whose values lie elsewhere", "Give a torch.Tensor."
+        return (
+            f"is a {type(tensor).__name__}, which doesn't hold its own values",
+            "Give a torch.Tensor.",
+        )
     return None
 
 

@@ -75,7 +75,7 @@ def open_checkpoint(path: Path, *, weights: bool = True, part: bool = False) -> 
     """
     with readable(path):
         if not weights and path.is_dir():
-            form, config = "config and tokenizer alone", json_beside(path, "config.json")
+            form, config = "only config and tokenizer", json_beside(path, "config.json")
             return Checkpoint(path, form, {}, config, path, stamps=_stamps(path, ()))
         return _open(path, part)
 
@@ -93,7 +93,9 @@ def open_in_memory(name: str, given: InMemory, *, part: bool = False) -> Checkpo
     folder = None if given.folder is None else Path(given.folder).expanduser()
     if folder is not None and not folder.is_dir():
         raise AbsentError.of(
-            "LR100", f"there is no folder {quoted(str(folder))}.", "Give the tokenizer's folder."
+            "LR100",
+            f"the folder {quoted(str(folder))} doesn't exist.",
+            "Give the tokenizer's folder.",
         )
     file = Path(f"{name} ({IN_MEMORY})")
     catalog = catalog_of(file, given.tensors)
@@ -144,7 +146,7 @@ def _open(path: Path, part: bool) -> Checkpoint:
     near = nearest_entry(path)
     raise AbsentError.of(
         "LR100",
-        f"there is no {quoted(str(path))}.",
+        f"{quoted(str(path))} doesn't exist.",
         f"Did you mean {quoted(str(near))}?" if near else "Give a checkpoint's folder or file.",
     )
 
@@ -234,7 +236,7 @@ def _checkpoint(
     which = f" ({' and '.join(form.files)})"
     if is_states(form.file):
         which = (
-            "; of DeepSpeed's files the model states are taken, in the dtype of the training: "
+            "; of DeepSpeed's files, the model states are read, in the dtype of the training: "
             f"{form.file}"
         )
     if form.is_index or form.total is not None:
@@ -268,7 +270,8 @@ def _refuse_half(path: Path, folder: Path, form: Form, paired: bool) -> None:
             "LR115",
             f"{quoted(str(folder))} has an {ADAPTER_CONFIG}, and {file} has no LoRA pairs: "
             "the adapter itself isn't read.",
-            f"Give the folder with {' or '.join(ADAPTER_FILES)}; if there is none, copy it again.",
+            f"Give the folder with {' or '.join(ADAPTER_FILES)}. If no folder has such a file, "
+            "copy the adapter again.",
         )
     if (
         paired
@@ -278,9 +281,9 @@ def _refuse_half(path: Path, folder: Path, form: Form, paired: bool) -> None:
     ):
         raise refuse(
             "LR115",
-            f"{file} is named alone, and {BESIDE_ADAPTER}, which was trained with it, lies "
+            f"only the file {file} is given, but {BESIDE_ADAPTER}, which was trained with it, is "
             "beside it.",
-            f"Give the folder, {quoted(str(folder))}.",
+            f"Give the whole folder, {quoted(str(folder))}.",
         )
 
 
@@ -290,19 +293,18 @@ def _pairs(
     if config is None and is_unmerged(catalog):
         raise refuse(
             "LR115",
-            f"{quoted(file)} is the state of a PEFT model that wasn't merged: LoRA pairs "
-            f"beside the layers that they change, and no {ADAPTER_CONFIG} that says their alpha.",
-            f"Put the {ADAPTER_CONFIG} of the training into {quoted(str(folder))}, and they are "
-            "merged; or let PEFT merge them "
-            "(`merge_and_unload`), save the model and give that.",
+            f"{quoted(file)} is the state of a PEFT model that wasn't merged. It has LoRA pairs "
+            f"beside the layers that they change, but no {ADAPTER_CONFIG} gives their alpha.",
+            f"Put the {ADAPTER_CONFIG} of the training into {quoted(str(folder))}, and the pairs "
+            "are merged. Or let PEFT merge them (`merge_and_unload`), save the model and give the "
+            "saved model.",
             catalog,
         )
     if config is None:
         raise refuse(
             "LR115",
-            f"{quoted(file)} is an adapter, and there is no {ADAPTER_CONFIG} beside it to say "
-            "its alpha.",
-            f"Put the {ADAPTER_CONFIG} there that was saved with it.",
+            f"{quoted(file)} is an adapter, but no {ADAPTER_CONFIG} beside it gives its alpha.",
+            f"Put the {ADAPTER_CONFIG} that was saved with the adapter beside it.",
         )
     return lora_pairs(file, catalog, config)
 
@@ -315,8 +317,8 @@ def _stamps(folder: Path, weights: Iterable[Path]) -> dict[Path, Stamp]:
         if path in stamps and (nbytes := stamps[path].nbytes) > LARGEST:
             raise refuse(
                 "LR113",
-                f"{quoted(path.name)} has {nbytes} bytes, more than the {LARGEST} that are "
-                "read of such a file.",
+                f"{quoted(path.name)} has {nbytes} bytes; at most {LARGEST} are read of such a "
+                "file.",
                 "Download or copy it again.",
             )
     return stamps

@@ -18,7 +18,7 @@ _QUANTISED = {
     "GPTQ": "g_idx",
     "GPTQ or AWQ": "qweight|qzeros",
     "compressed-tensors": "weight_packed|weight_shape|weight_zero_point",
-    "FP8 or another kind with scales": "weight_scale(?:_inv)?|weight_scale_2|input_scale",
+    "FP8 or another format with scales": "weight_scale(?:_inv)?|weight_scale_2|input_scale",
     "EXL2": "(?:q_weight|q_scale|q_groups|q_invperm)(?=$)",
     "HQQ": "W_q(?=$)",
     "AQLM": "(?:codebooks|codes)(?=$)",
@@ -70,7 +70,7 @@ def has_pairs(path: Path, catalog: Catalog, folder: Path | None, *, part: bool) 
         raise refuse(
             "LR106",
             f"{quoted(path.name)} is quantised by {list(_QUANTISED)[first]}: {several(quantised)}.",
-            "Give the unquantised checkpoint that it was made from, in F16, BF16 or F32.",
+            "Give the unquantised checkpoint from which it was made, in F16, BF16 or F32.",
             quantised,
         )
     if part:
@@ -89,8 +89,8 @@ def has_pairs(path: Path, catalog: Catalog, folder: Path | None, *, part: bool) 
         raise PartOnlyError(
             Problem(
                 "LR108",
-                f"{quoted(path.name)} holds the projector alone ({len(catalog)} tensors), no "
-                "language model and no vision tower.",
+                f"{quoted(path.name)} holds only a projector ({len(catalog)} tensors), without "
+                "language model and vision tower.",
                 f"Give its language model too: {_options(base, 'projector', folder or path)}",
                 tuple(catalog),
             ),
@@ -125,7 +125,7 @@ def adapter_only(path: Path, catalog: Catalog, folder: Path | None) -> PartOnlyE
         Problem(
             "LR107",
             f"{quoted(path.name)} is an adapter ({facts}{len(lora)} LoRA pairs, {len(catalog)} "
-            "tensors) without the model it changes.",
+            "tensors) without the model that it changes.",
             f"Give its base too: "
             f"{_options(named_base(config) or 'BASE', 'adapter', folder or path)}",
             tuple(catalog),

@@ -29,12 +29,12 @@ def read_safetensors(file: Path) -> list[Tensor]:
         length = int.from_bytes(prefix, "little")
         if len(prefix) < 8 or length > size - 8:
             raise _corrupt(
-                f"{quoted(file.name)} needs {8 + length} bytes for its header alone, the file has "
-                f"{size}."
+                f"{quoted(file.name)} needs {8 + length} bytes for its header alone, but the file "
+                f"has {size}."
             )
         if length > LARGEST:
             raise _corrupt(
-                f"the header of {quoted(file.name)} has {length} bytes, the format allows "
+                f"the header of {quoted(file.name)} has {length} bytes, but the format allows "
                 f"{LARGEST}."
             )
         header = parse_object(
@@ -49,17 +49,19 @@ def read_safetensors(file: Path) -> list[Tensor]:
         place = f"in {quoted(file.name)} the tensor {quoted(tensor.name)}"
         if offset != end:
             raise _corrupt(
-                f"{place} starts at byte {offset}, but what stands before it ends at {end}.",
+                f"{place} starts at byte {offset}, but the tensor before it ends at {end}.",
                 tensor.name,
             )
         if nbytes != tensor.nbytes:
             raise _corrupt(
-                f"{place} has {nbytes} bytes, by its shape and dtype it needs {tensor.nbytes}.",
+                f"{place} has {nbytes} bytes, but needs {tensor.nbytes} by its shape and dtype.",
                 tensor.name,
             )
         end += nbytes
     if end != size:
-        raise _corrupt(f"{quoted(file.name)} has {end} bytes by its header, the file has {size}.")
+        raise _corrupt(
+            f"{quoted(file.name)} has {end} bytes by its header, but the file has {size}."
+        )
     return tensors
 
 
@@ -77,7 +79,7 @@ def _tensor(file: Path, start: int, name: str, entry: Any) -> Tensor:
         or behind < first
     ):
         raise _corrupt(
-            f"in the header of {quoted(file.name)} the entry of {quoted(name)} is not one of a "
+            f"in the header of {quoted(file.name)} the entry of {quoted(name)} doesn't describe a "
             "tensor.",
             name,
         )

@@ -113,7 +113,7 @@ def read_file(path: Path) -> bytes:
     """
     with readable(path):
         if not is_regular_file(path):
-            raise FileNotFoundError(2, "nothing is there", str(path))
+            raise FileNotFoundError(2, "no such file", str(path))
         return path.read_bytes()
 
 
@@ -129,7 +129,7 @@ def read_text(path: Path) -> str:
         raise refuse(
             "LR113",
             f"{quoted(path.name)} isn't UTF-8 at byte {error.start}.",
-            "Replace it by the original one.",
+            "Replace it with the original file.",
         ) from None
 
 
@@ -150,7 +150,9 @@ def read_object(
     """The JSON object in `file`; errors as in `parse_object` and `read_file`."""
     if has_file(file) and (size := file.stat().st_size) > LARGEST:
         raise refuse(
-            code, f"{quoted(file.name)} has {size} bytes, more than {LARGEST} for a JSON file.", fix
+            code,
+            f"{quoted(file.name)} has {size} bytes; at most {LARGEST} are read of a JSON file.",
+            fix,
         )
     return parse_object(read_file(file), code, quoted(file.name), fix, unique=unique, halves=halves)
 
@@ -183,7 +185,7 @@ def parse_object(
         ) from None
     if not isinstance(found, dict):
         raise refuse(
-            code, f"{what} holds a JSON {type(found).__name__} where an object is expected.", fix
+            code, f"{what} holds a JSON {type(found).__name__}, but an object is expected.", fix
         )
     return found
 
@@ -199,10 +201,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     known: dict[str, Any] = {}
     for key, value in pairs:
         if key in known:
-            raise ValueError(f"the key {quoted(key)} stands in it twice")
+            raise ValueError(f"the key {quoted(key)} occurs twice")
         known[key] = value
     return known
 
 
 def _no_number(word: str) -> None:
-    raise ValueError(f"{word} is no number in JSON")
+    raise ValueError(f"{word} isn't a number in JSON")

@@ -46,7 +46,11 @@ def find_state_dict(value: Any, file: Path) -> StateDict:
     while True:
         if not isinstance(value, dict):
             kind = "tensor" if isinstance(value, Described) else type(value).__name__
-            raise refuse("LR106", f"{quoted(file.name)} holds one {kind} and no state dict.", BARE)
+            raise refuse(
+                "LR106",
+                f"{quoted(file.name)} holds a value of type {kind}, not a state dict.",
+                BARE,
+            )
         # A dict that holds itself would be followed for ever.
         wrappers = [
             key
@@ -80,8 +84,8 @@ def find_state_dict(value: Any, file: Path) -> StateDict:
     ]:
         raise refuse(
             "LR106",
-            f"{len(others)} of {len(value)} entries in {quoted(file.name)} are no tensors with a "
-            f"name ({several(others)}): a trainer's or a quantised file.",
+            f"{len(others)} of {len(value)} entries in {quoted(file.name)} aren't tensors with a "
+            f"name ({several(others)}): this is a trainer's or a quantised file.",
             BARE,
             others,
         )
@@ -123,7 +127,7 @@ def place_tensors(
     for name, described in state.tensors.items():
         key = described.storage.key
         if key not in places:
-            raise corrupt(file, f"the storage {quoted(key)} of {quoted(name)} is not in it", name)
+            raise corrupt(file, f"the storage {quoted(key)} of {quoted(name)} is missing", name)
         tensors.append(_place(name, described, file, places[key], big_endian))
     tensors.sort(key=lambda tensor: tensor.pieces[0].location.offset)
     passed_over = tuple(f"{file.name}: {key}" for key in state.passed_over)
@@ -145,11 +149,11 @@ def _place(
     # A view is a part of its storage, in elements. Without a view, the tensor has all of it.
     first, numel = found.storage.view or (0, found.storage.numel)
     if not is_count(first) or not is_count(numel):
-        raise misfit("has a storage of a size that can't be")
+        raise misfit("has a storage of an impossible size")
     if (first + numel) * itemsize > storage[1]:
         raise misfit(
-            f"has a storage of {(first + numel) * itemsize} bytes by the pickle, of {storage[1]} "
-            "in the file"
+            f"has a storage of {(first + numel) * itemsize} bytes by the pickle, but the file has "
+            f"{storage[1]} bytes for it"
         )
     start, nbytes = storage[0] + first * itemsize, numel * itemsize
     if found.dtype is not None:
@@ -166,14 +170,15 @@ def _place(
     itemsize = DTYPE_BITS[dtype] // 8
     offset, shape, stride = found.offset, found.shape, found.stride
     if type(shape) is not tuple or type(stride) is not tuple or len(shape) != len(stride):
-        raise misfit("has no shape and stride of one length")
+        raise misfit("has a shape and a stride of different lengths")
     if not is_shape(shape) or not all(map(is_count, stride)) or not is_count(offset):
-        raise misfit("has a shape, stride or offset that can't be")
+        raise misfit("has an impossible shape, stride or offset")
     last = sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
     reach = 0 if 0 in shape else 1 + last
     if (offset + reach) * itemsize > nbytes:
         raise misfit(
-            f"reaches to byte {(offset + reach) * itemsize} of its storage, which has {nbytes}"
+            f"extends to byte {(offset + reach) * itemsize} of its storage, which has {nbytes} "
+            "bytes"
         )
     # The strides of an empty tensor, and of a dimension of size 1, don't matter.
     is_row_major = 0 in shape or all(

@@ -46,7 +46,7 @@ class _Bounded:
 
     def read(self, size: int = -1) -> bytes:
         if size > _LARGEST_TABLE:
-            raise ValueError(f"it has {size} bytes, at most {_LARGEST_TABLE} are read")
+            raise ValueError(f"it has {size} bytes; at most {_LARGEST_TABLE} are read")
         return self._read(size if size >= 0 else _LARGEST_END)
 
 
@@ -103,7 +103,7 @@ def _records(stream: BinaryIO, file: Path, size: int) -> dict[str, ZipInfo]:
             "LR102",
             f"{quoted(file.name)} is a zip archive of {size} bytes without a readable table "
             f"of contents at its end ({error}).",
-            "It was cut off: download or copy it again.",
+            "The file is truncated: download or copy it again.",
         ) from None
     records = {record.filename: record for record in every}
     if len(records) < len(every):
@@ -123,29 +123,34 @@ def _extent(stream: BinaryIO, file: Path, size: int, record: ZipInfo) -> tuple[i
             "LR106",
             f"in {quoted(file.name)} the record {name} is compressed or encrypted, which "
             "torch never does.",
-            "It was packed again by another program: save it with torch.",
+            "Another program packed the archive again: save the file with torch.",
         )
     if record.compress_size != record.file_size:
         raise corrupt(
             file,
-            f"its record {name} has {record.file_size} bytes in one place and "
-            f"{record.compress_size} in another",
+            f"its record {name} has {record.file_size} bytes by one field and "
+            f"{record.compress_size} by another",
         )
     if not 0 <= record.header_offset <= size - _LOCAL_HEADER.size:
         raise corrupt(
-            file, f"its record {name} starts at byte {record.header_offset}, the file has {size}"
+            file,
+            f"its record {name} starts at byte {record.header_offset}, but the file has {size} "
+            "bytes",
         )
     stream.seek(record.header_offset)
     signature, name_length, extra_length = _LOCAL_HEADER.unpack(stream.read(_LOCAL_HEADER.size))
     if signature != b"PK\3\4":
         raise corrupt(
             file,
-            f"at byte {record.header_offset}, where its record {name} should start, there is none",
+            f"no record starts at byte {record.header_offset}, where its record {name} should "
+            "start",
         )
     start = record.header_offset + _LOCAL_HEADER.size + name_length + extra_length
     if start + record.file_size > size:
         raise corrupt(
-            file, f"its record {name} ends at byte {start + record.file_size}, the file has {size}"
+            file,
+            f"its record {name} ends at byte {start + record.file_size}, but the file has {size} "
+            "bytes",
         )
     return start, record.file_size
 
@@ -194,7 +199,7 @@ def read_torch_legacy(file: Path) -> WeightFile:
             )
         if pickled()[0] != _PROTOCOL:
             raise corrupt(
-                file, f"the protocol's version in it is not {_PROTOCOL}, the only one there is"
+                file, f"its protocol version isn't {_PROTOCOL}, the only existing version"
             )
         pickled()  # the machine's byte order and sizes, which nothing in the file depends on
         value, storages = pickled()
@@ -212,7 +217,7 @@ def _places(
     if not isinstance(keys, list) or not all(
         isinstance(key, str) and key in storages for key in keys
     ):
-        raise corrupt(file, "its list of storages names a storage that no tensor has")
+        raise corrupt(file, "its list of storages names a storage that no tensor uses")
     places: dict[str, tuple[int, int]] = {}
     end = stream.tell()
     for key in keys:
@@ -225,13 +230,15 @@ def _places(
         end = start + nbytes
         if end > size or len(prefix) < 8:
             raise corrupt(
-                file, f"the storage {quoted(key)} ends at byte {end}, the file has {size}"
+                file, f"the storage {quoted(key)} ends at byte {end}, but the file has {size} bytes"
             )
         if count != storages[key].numel:
             raise corrupt(
-                file, f"the storage {quoted(key)} has {count} elements, the pickle says otherwise"
+                file,
+                f"the storage {quoted(key)} has {count} elements, but the pickle gives another "
+                "number",
             )
         if key in places:
-            raise corrupt(file, f"the storage {quoted(key)} is in it twice")
+            raise corrupt(file, f"the storage {quoted(key)} occurs twice")
         places[key] = (start, nbytes)
     return places

@@ -96,7 +96,7 @@ def _tensor_v3(
     metadata: Any = None,
 ) -> Described:
     if dtype.module != "torch" or dtype.name not in BY_TORCH_NAME:
-        raise TypeError("a tensor of something that is no dtype")
+        raise TypeError("a tensor of something that isn't a dtype")
     return Described(storage, offset, shape, stride, dtype.name, bool(metadata))
 
 
@@ -141,7 +141,7 @@ BY_TORCH_NAME: dict[str, str] = {
 }  # fmt: skip
 
 #: The advice for a torch file that holds more than a state dict.
-BARE = "Save the bare state dict alone: `torch.save(model.state_dict(), FILE)`."
+BARE = "Save only the state dict: `torch.save(model.state_dict(), FILE)`."
 #: Instructions that push their argument.
 _VALUES = frozenset({
     "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "STRING",
@@ -186,7 +186,7 @@ class _Bounded:
 
     def read(self, size: int) -> bytes:
         if size > self._left:
-            raise EOFError(f"it asks for {size} bytes where {self._left} are left")
+            raise EOFError(f"it asks for {size} bytes, but only {self._left} are left")
         return self._counted(self._stream.read(size))
 
     def readline(self) -> bytes:
@@ -221,7 +221,7 @@ def unpickle(stream: BinaryIO, nbytes: int, file: str) -> tuple[Any, dict[str, S
     except _OtherError as error:
         raise refuse(
             "LR106",
-            f"the pickle in {quoted(file)} holds something else than a state dict: {error}.",
+            f"the pickle in {quoted(file)} doesn't hold a state dict: {error}.",
             BARE,
         ) from None
     except Exception as error:  # the file can make any step of the stack machine fail
@@ -248,7 +248,7 @@ def _run(
         nonlocal steps
         steps += more
         if steps > MOST_STEPS:
-            raise _OtherError(f"it takes more than {MOST_STEPS} steps, and a tensor takes 33")
+            raise _OtherError(f"it takes more than {MOST_STEPS} steps; a tensor takes 33")
 
     for opcode, argument, _ in operations:
         counted(1)
@@ -358,9 +358,9 @@ def _name(module: Any, name: Any, file: str) -> Name:
         )
         raise refuse(
             "LR106",
-            f"{quoted(file)} is a program of TorchScript, as OpenAI's CLIP was released, and "
-            "no state dict.",
-            f"If you trust it, take its weights out, in its folder: python -c {quote(save)}",
+            f"{quoted(file)} is a TorchScript program, such as OpenAI's release of CLIP, and not "
+            "a state dict.",
+            f"If you trust the file, extract its weights, in its folder: python -c {quote(save)}",
         )
     raise _refused(quoted(f"{module}.{name}"), file)
 
@@ -398,6 +398,6 @@ def _storage(persistent_id: Any) -> Storage:
 def _refused(wanted: str, file: str) -> RemapError:
     return refuse(
         "LR105",
-        f"{quoted(file)} wants to build {wanted}, which is no tensor.",
-        f"It was not built. {BARE}",
+        f"{quoted(file)} asks to build {wanted}, which isn't a tensor.",
+        f"It wasn't built. {BARE}",
     )

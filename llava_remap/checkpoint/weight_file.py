@@ -26,7 +26,7 @@ from llava_remap.core import Problem, RemapError, quote, quoted, refuse, several
 _LFS = b"version https://git-lfs.github.com/spec/v1"
 #: The largest published mixtures of experts have about 150,000.
 MOST_TENSORS = 300_000
-_FETCH = "Download the shards and the index again, all from one revision."
+_FETCH = "Download the shards and the index again, all from the same revision."
 _OUTSIDE = "Put the shards beside the index and correct their names in it."
 
 
@@ -53,14 +53,15 @@ def read_weight_file(file: Path) -> WeightFile:
         raise refuse(
             "LR102",
             f"{quoted(file.name)} is in the tar format that torch wrote before 0.1.10.",
-            "Load it with a torch that still can, and save it again with `torch.save`.",
+            "Load it with a version of torch that can still read it, and save it again with "
+            "`torch.save`.",
         )
     if head.startswith(b"GGUF"):
         raise refuse(
             "LR106",
-            f"{quoted(file.name)} is a GGUF file, which llama.cpp reads; it doesn't lead back "
-            "to a training checkpoint.",
-            "Give the checkpoint it was made from.",
+            f"{quoted(file.name)} is a GGUF file for llama.cpp, which can't be turned back into a "
+            "training checkpoint.",
+            "Give the checkpoint from which it was made.",
         )
     if file.suffix == ".safetensors":
         return WeightFile("safetensors", read_safetensors(file))
@@ -112,9 +113,9 @@ def _pointers(files: list[Path]) -> _PointerError:
     count = "is a text" if len(files) == 1 else f"are {len(files)} texts"
     return _PointerError.of(
         "LR101",
-        f"{several(file.name for file in files)} {count} that Git LFS put in place of "
-        f"{missing} bytes of weights.",
-        "Fetch them: `git lfs pull` in the folder, or download the files again.",
+        f"{several(file.name for file in files)} {count} in place of {missing} bytes of weights, "
+        "which Git LFS hasn't downloaded.",
+        "Run `git lfs pull` in the folder, or download the files again.",
     )
 
 
@@ -133,7 +134,7 @@ def read_index(index: Path) -> dict[Path, WeightFile]:
     if absent := [name for name in names if not has_file(index.parent / name)]:
         raise refuse(
             "LR103",
-            f"{len(absent)} of the {len(names)} shards in {quoted(index.name)} are not there: "
+            f"{len(absent)} of the {len(names)} shards in {quoted(index.name)} are missing: "
             f"{several(absent)}.",
             _elsewhere(index, absent) or _instead(index) or "Copy or download the missing shards.",
             [n for n, file in weight_map.items() if file in absent],
@@ -202,7 +203,7 @@ def _elsewhere(index: Path, absent: Sequence[str]) -> str:
         if len(sets) == 1 and sum(map(len, sets.values())) == len(names):
             ((stem, suffix, total),) = sets
             return (
-                f"They lie in {quoted(str(folder))}. Move them beside the index: mv "
+                f"The shards are in {quoted(str(folder))}. Move them beside the index: mv "
                 f"{quote(str(folder / stem))}-*-of-{total:05}{suffix} {quote(str(index.parent))}"
             )
     return ""
@@ -220,8 +221,8 @@ def _instead(index: Path) -> str:
         else quoted(form.file)
     )
     return (
-        f"Beside it lies {what} to which this index doesn't belong. Put the index aside, and "
-        f"those weights are read: mv {quote(str(index))} {quote(str(index))}.old"
+        f"Beside it is {what} that this index doesn't belong to. To read those weights, put the "
+        f"index aside: mv {quote(str(index))} {quote(str(index))}.old"
     )
 
 
@@ -244,19 +245,19 @@ def _refuse_disagreement(
     shards_of_lost = several(dict.fromkeys(weight_map[name] for name in lost))
     moved = [name for name in absent if name in files]
     first_moved = [
-        f"{quoted(name)} lies in {several(f.name for f in files[name])}, not in "
+        f"{quoted(name)} is in {several(f.name for f in files[name])}, not in "
         f"{quoted(weight_map[name])}"
         for name in moved[:1]
     ]
     unlisted = [name for name in files if name not in weight_map]
     causes = (
         (
-            f"{len(lost)} tensors that {quoted(index.name)} lists are not in their shards "
+            f"{len(lost)} tensors that {quoted(index.name)} lists are missing in their shards "
             f"({shards_of_lost}): {several(lost)}.",
             lost,
         ),
         (
-            f"{len(moved)} tensors lie in another shard than {quoted(index.name)} says: "
+            f"{len(moved)} tensors are in another shard than {quoted(index.name)} says: "
             f"{''.join(first_moved)}.",
             moved,
         ),
@@ -301,7 +302,7 @@ def read_form(folder: Path, form: Form) -> dict[Path, WeightFile]:
         raise refuse(
             "LR103",
             f"{len(form.files)} of the {form.total} shards that names like {quoted(form.file)} "
-            "promise are there, and no index.",
+            "promise exist, and there is no index.",
             "Download the missing shards, and the index.",
         )
     read = read_weight_files([folder / name for name in form.files])

@@ -112,7 +112,7 @@ def name_sources(
             near = ends or difflib.get_close_matches(name, names, 1)
             raise refuse(
                 "LR211",
-                f"there is no source `{name}`; there are {', '.join(names)}.",
+                f"there is no source `{name}`; the sources are {', '.join(names)}.",
                 f"Did you mean `{near[0]}={shown(rest)}`?" if near else f"Write {option} NAME=SRC.",
             )
         if name in sources:
@@ -140,7 +140,8 @@ def _named(names: Sequence[str], given: Sources) -> Iterator[tuple[str, object]]
             raise refuse(
                 "LR211",
                 "the sources are an empty dict.",
-                "Leave them out for those that the rule file names, or give tensors or sources.",
+                "Leave out `sources` to use the sources that the rule file names, or give tensors "
+                "or sources.",
             )
         yield from given.items()
         return
@@ -199,14 +200,14 @@ def open_source(
     try:
         path = Path(text).expanduser()
     except RuntimeError as error:
-        raise refuse("LR211", f"source `{name}`: {error}", "Write the path out.") from None
+        raise refuse("LR211", f"source `{name}`: {error}", "Write the whole path.") from None
     repository = parse_repository(text)
     if repository is None or is_there(path):
         return _open(path, "tensors" in use, first, part)
     if "tensors" in use and _DELTA.search(repository.id):
         raise refuse(
             "LR106",
-            f"{repository} holds delta weights, by its name: differences to a base, and no model.",
+            f"by its name, {repository} holds delta weights: differences to a base, not a model.",
             "Add the base (python -m llava.model.apply_delta, of the research code) and give "
             f"the result: --source {name}=DIR.",
         )
@@ -215,14 +216,14 @@ def open_source(
         mean = f"Did you mean {quoted(str(near))}?" if near else "Check the path."
         raise AbsentError.of(
             "LR100",
-            f"there is no {text} in the folder {path.parent}.",
-            f"{mean} If the hub's {text} is meant, start the command where there is no "
+            f"the folder {path.parent} has no {text}.",
+            f"{mean} If you mean the hub's {text}, start the command in a folder that has no "
             f"folder {path.parent}.",
         )
     snapshot = download(repository, use, offline=offline, name=name)
     checkpoint = _open(snapshot.folder, "tensors" in use, first, part)
     form = checkpoint.form + (
-        "; downloaded before, the hub was not asked or didn't answer" if snapshot.cached else ""
+        "; downloaded earlier: the hub wasn't asked or didn't answer" if snapshot.cached else ""
     )
     return replace(checkpoint, form=form, origin=f"{repository.id}@{snapshot.commit}")
 
@@ -250,7 +251,7 @@ def open_again(
             "LR211",
             "the folder was also made from "
             f"{', '.join(f'`{name}` ({locations[name]})' for name in absent)}.",
-            f"Give it too: --against {absent[0]}=DIR.",
+            f"Give this source too: --against {absent[0]}=DIR.",
         )
     sources = {
         name: open_source(name, text, ("tensors",), first=True, part=True, offline=offline)
@@ -260,7 +261,8 @@ def open_again(
     if manifests := [str(source.path) for source in sources.values() if source.is_manifest]:
         raise refuse(
             "LR111",
-            f"{', '.join(manifests)}: names and shapes only, there are no values to compare.",
+            f"{', '.join(manifests)}: a manifest has only names and shapes, so there are no "
+            "values to compare.",
             "Give the checkpoint itself.",
         )
     return sources

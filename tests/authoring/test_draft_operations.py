@@ -176,5 +176,5 @@ def test_an_order_that_sizes_dont_tell_is_asked_about(tmp_path: Path, run: Run) 
     ran = run("rules", "new", *given, "--to", class_name, "--output", "new.yaml")
     assert ran.code == 1
     text = " ".join(Path("new.yaml").read_text().replace("\n  #", "").split())
-    assert "along axis 1 or, transposed, along axis 0: names and sizes don't tell" in text
+    assert "along axis 1 or, transposed, along axis 0. Names and sizes don't show" in text
     assert "tensors:" not in text

@@ -154,7 +154,7 @@ def test_a_sound_index(folder: Path) -> None:
 def test_shard_that_is_not_there(folder: Path) -> None:
     (problem,) = problems(indexed(folder, a=ONE, b=ONE, c=TWO, d="three.safetensors"))
     assert (
-        "1 of the 3 shards in `model.safetensors.index.json` are not there: `three.safetensors`"
+        "1 of the 3 shards in `model.safetensors.index.json` are missing: `three.safetensors`"
         in problem.cause
     )
     assert problem.names == ("d",)
@@ -162,7 +162,7 @@ def test_shard_that_is_not_there(folder: Path) -> None:
 
 def test_tensor_that_is_not_there(folder: Path) -> None:
     (problem,) = problems(indexed(folder, a=ONE, b=ONE, c=TWO, d=TWO))
-    assert "not in their shards (`two.safetensors`): `d`" in problem.cause
+    assert "missing in their shards (`two.safetensors`): `d`" in problem.cause
     assert problem.names == ("d",)
 
 
@@ -176,7 +176,7 @@ def test_tensor_that_is_not_listed(folder: Path) -> None:
 
 def test_tensor_in_another_shard(folder: Path) -> None:
     (problem,) = problems(indexed(folder, a=ONE, b=TWO, c=TWO))
-    assert "`b` lies in `one.safetensors`, not in `two.safetensors`" in problem.cause
+    assert "`b` is in `one.safetensors`, not in `two.safetensors`" in problem.cause
 
 
 def test_tensor_in_two_shards(folder: Path) -> None:

@@ -100,7 +100,7 @@ def test_a_training_folder_of_zero_2_is_read(training: Path) -> None:
         f"global_step10/{STATES}"
     ]
     assert (
-        "the model states are taken, in the dtype of the training: "
+        "the model states are read, in the dtype of the training: "
         "global_step10/mp_rank_00_model_states.pt" in checkpoint.form
     )
 
@@ -120,10 +120,10 @@ def test_several_steps_and_nothing_says_which(training: Path) -> None:
     (training / "latest").unlink()
     problem = told(training)
     assert "DeepSpeed checkpoint of 2 steps (`global_step5`, `global_step10`)" in problem.cause
-    assert problem.fix == f"Give the step that is meant, such as `{training}/global_step10`."
+    assert problem.fix == f"Give the right step, such as `{training}/global_step10`."
     (training / "latest").write_text("global_step20\n")
     problem = told(training)
-    assert "`latest` names the step `global_step20`, which isn't there" in problem.cause
+    assert "`latest` names the step `global_step20`, which doesn't exist" in problem.cause
     assert f"`{training}/global_step10`" in problem.fix
 
 
@@ -159,7 +159,7 @@ def test_zero_3_is_put_together_by_its_script(
         (cut_up / "latest").write_text(latest)
     problem = told(cut_up / place)
     assert problem.code == "LR106"
-    assert "DeepSpeed checkpoint (ZeRO), cut up by ranks" in problem.cause
+    assert "DeepSpeed checkpoint (ZeRO), divided by ranks" in problem.cause
     ran(problem)
     assert f"then give `{cut_up}`: " in problem.fix
     assert list(open_checkpoint(cut_up).catalog) == ["a"]
@@ -171,15 +171,15 @@ def test_zero_3_without_its_script_or_its_values(cut_up: Path) -> None:
     for file in cut_up.glob("*/*_optim_states.pt"):
         file.unlink()
     problem = told(cut_up)
-    assert "The values are in files `…_optim_states.pt`, and there are none." in problem.cause
+    assert "The values are in files `…_optim_states.pt`, which are missing." in problem.cause
     assert f"Copy those files into `{cut_up}/global_step7`" in problem.fix
 
 
 def test_a_model_that_was_cut_up_by_tensors(tmp_path: Path) -> None:
     touched(tmp_path, f"global_step7/{STATES}", "global_step7/mp_rank_01_model_states.pt")
     problem = told(tmp_path)
-    assert "its model is cut up by layers or tensors" in problem.cause
-    assert "Save it whole with the code that trained it" in problem.fix
+    assert "its model is divided by layers or tensors" in problem.cause
+    assert "Save the whole model with the training code" in problem.fix
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -224,7 +224,7 @@ def test_verl(tmp_path: Path, place: str) -> None:
         ),
     )
     problem = told(tmp_path / place)
-    assert "is a checkpoint of verl, cut up by ranks" in problem.cause
+    assert "is a checkpoint of verl, divided by ranks" in problem.cause
     at = f"{tmp_path}/actor"
     assert (
         f"verl.model_merger merge --backend fsdp --local_dir {at} --target_dir {at}-merged"
@@ -235,7 +235,7 @@ def test_verl(tmp_path: Path, place: str) -> None:
 @pytest.mark.parametrize(
     ("file", "said"),
     [
-        ("llava-v1.5-7b-Q4_K_M.gguf", r"GGUF file, which llama\.cpp reads"),
+        ("llava-v1.5-7b-Q4_K_M.gguf", r"GGUF file for llama\.cpp"),
         ("flax_model.msgpack", "Flax"),
         ("tf_model.h5", "TensorFlow"),
         ("weights.npz", "NumPy"),
@@ -250,7 +250,7 @@ def test_formats_of_other_programs(tmp_path: Path, file: str, said: str) -> None
         problem = told(path)
         assert problem.code == "LR106"
         assert re.search(said, problem.cause)
-        assert "that the weights lie in" not in problem.fix
+        assert "with the weights" not in problem.fix
         assert problem.fix
 
 
@@ -285,7 +285,7 @@ def test_a_program_of_torchscript(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path)
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 3)), "it's clip.pt")
     problem = told(Path("it's clip.pt"))
-    assert "is a program of TorchScript" in problem.cause
+    assert "is a TorchScript program" in problem.cause
     command = problem.fix.partition(": ")[2].replace("python", sys.executable, 1)
     subprocess.run(command, shell=True, check=True)
     assert set(open_checkpoint(Path("it's clip.pt.state.pt")).catalog) == {"weight", "bias"}
@@ -320,7 +320,7 @@ def test_steps_below(tmp_path: Path) -> None:
     )
     problem = told(tmp_path)
     assert (
-        "they lie in `checkpoint-500`, `checkpoint-1000`, `checkpoint-1500`, `checkpoint-2000`"
+        "they are in `checkpoint-500`, `checkpoint-1000`, `checkpoint-1500`, `checkpoint-2000`"
         in problem.cause
     )
     assert "The newest of these steps of a training" in problem.cause
@@ -355,13 +355,13 @@ def test_the_newest_step_below(tmp_path: Path) -> None:
     )
     (tmp_path / "checkpoint-3000/latest").write_text("global_step3000")
     problem = told(tmp_path)
-    assert "checkpoint-3000` is a DeepSpeed checkpoint (ZeRO), cut up by ranks" in problem.cause
+    assert "checkpoint-3000` is a DeepSpeed checkpoint (ZeRO), divided by ranks" in problem.cause
     assert problem.fix.endswith("python -m deepspeed.utils.zero_to_fp32 . .")
 
 
 def test_checkpoints_below_that_are_no_steps(tmp_path: Path) -> None:
     touched(tmp_path, "one/model.safetensors", "two/model.safetensors")
-    fix = f"Give the folder that is meant: llava-remap inspect {tmp_path}/two"
+    fix = f"Give one of these folders: llava-remap inspect {tmp_path}/two"
     assert told(tmp_path).fix == fix
     touched(tmp_path, "epoch-3/model.safetensors", "step-200/model.safetensors")
     assert told(tmp_path).fix == fix, "nothing orders these"

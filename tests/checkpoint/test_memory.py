@@ -150,7 +150,7 @@ META = torch.zeros(3, device="meta")
         (
             {"a": torch.Tensor._make_wrapper_subclass(Quantised, (3,))},
             "LR106",
-            "`a` is a Quantised, whose values lie elsewhere",
+            "`a` is a Quantised, which doesn't hold its own values",
         ),
         ({"a": BASE, "b": [1.0]}, "LR211", "`b` has a value of type list"),
         ({"a": BASE, 7: BASE}, "LR211", "a key of type int"),

@@ -69,7 +69,7 @@ def test_a_call_is_refused_by_name_and_never_made(
         open_checkpoint(file)
     (problem,) = caught.value.problems
     assert problem.code == "LR105"
-    assert f"wants to build `{os.system.__module__}.system`" in problem.cause
+    assert f"asks to build `{os.system.__module__}.system`" in problem.cause
     assert not marker.exists()
     torch.load(file, weights_only=False)  # the file is as evil as this test believes
     assert marker.exists()
@@ -91,7 +91,7 @@ def test_a_call_is_refused_by_name_and_never_made(
     ],
 )
 def test_what_is_refused(value: Any, wanted: str) -> None:
-    with pytest.raises(RemapError, match=f"LR105.*wants to build `{wanted}"):
+    with pytest.raises(RemapError, match=f"LR105.*asks to build `{wanted}"):
         machine(
             pickle.dumps({"x": value}, 2)
         )  # in which Python 3's builtins go by the name that they had in Python 2
@@ -182,7 +182,7 @@ def test_keys_that_no_state_dict_has(key: Any, kind: str) -> None:
     (problem,) = caught.value.problems
     assert problem.code == "LR106"
     assert (
-        f"holds something else than a state dict: a dict's key is a {kind or 'class or function'}"
+        f"doesn't hold a state dict: a dict's key is a {kind or 'class or function'}"
         in problem.cause
     )
     assert "torch.save(model.state_dict()" in problem.fix
@@ -275,31 +275,34 @@ def test_the_description_as_such_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("description", "says"),
     [
-        (Description(4, 0, (5,), (1,)), "reaches to byte 20 of its storage, which has 16"),
-        (Description(4, 2, (3,), (1,)), "reaches to byte 20 of its storage, which has 16"),
-        (Description(4, 0, (2, 2), (4, 1)), "reaches to byte 24"),
-        (Description(4, 5, (0,), (1,)), "reaches to byte 20"),
-        (Description(5, 0, (4,), (1,)), "a storage of 20 bytes by the pickle, of 16 in the file"),
+        (Description(4, 0, (5,), (1,)), "extends to byte 20 of its storage, which has 16"),
+        (Description(4, 2, (3,), (1,)), "extends to byte 20 of its storage, which has 16"),
+        (Description(4, 0, (2, 2), (4, 1)), "extends to byte 24"),
+        (Description(4, 5, (0,), (1,)), "extends to byte 20"),
+        (
+            Description(5, 0, (4,), (1,)),
+            "a storage of 20 bytes by the pickle, but the file has 16 bytes",
+        ),
         (Description(2**60, 0, (2**60,), (1,)), "a storage of"),
-        (Description(4, 0, (2**60,), (0,)), "can't be"),
-        (Description(4, 0, (2**31, 2**31), (0, 0)), "can't be"),
-        (Description(4, 0, (10**5000,), (0,)), "can't be"),
-        (Description(4, 0, (1,) * 65, (1,) * 65), "can't be"),
-        (Description(4, -1, (2,), (1,)), "can't be"),
-        (Description(4, 2, (2,), (-1,)), "can't be"),
-        (Description(4, 0, (-1,), (1,)), "can't be"),
-        (Description(4, 0, (2.0,), (1,)), "can't be"),
-        (Description(4, 0, (True,), (1,)), "can't be"),
-        (Description(4, None, (2,), (1,)), "can't be"),
-        (Description(-1, 0, (0,), (1,)), "size that can't be"),
-        (Description("4", 0, (0,), (1,)), "size that can't be"),
-        (Description(10**5000, 0, (0,), (1,)), "size that can't be"),
-        (Description(4, 0, (2, 2), (1,)), "no shape and stride of one length"),
-        (Description(4, 0, [2], [1]), "no shape and stride"),
-        (Description(4, 0, 3, 1), "no shape and stride"),
+        (Description(4, 0, (2**60,), (0,)), "impossible"),
+        (Description(4, 0, (2**31, 2**31), (0, 0)), "impossible"),
+        (Description(4, 0, (10**5000,), (0,)), "impossible"),
+        (Description(4, 0, (1,) * 65, (1,) * 65), "impossible"),
+        (Description(4, -1, (2,), (1,)), "impossible"),
+        (Description(4, 2, (2,), (-1,)), "impossible"),
+        (Description(4, 0, (-1,), (1,)), "impossible"),
+        (Description(4, 0, (2.0,), (1,)), "impossible"),
+        (Description(4, 0, (True,), (1,)), "impossible"),
+        (Description(4, None, (2,), (1,)), "impossible"),
+        (Description(-1, 0, (0,), (1,)), "an impossible size"),
+        (Description("4", 0, (0,), (1,)), "an impossible size"),
+        (Description(10**5000, 0, (0,), (1,)), "an impossible size"),
+        (Description(4, 0, (2, 2), (1,)), "a shape and a stride of different lengths"),
+        (Description(4, 0, [2], [1]), "a shape and a stride of different"),
+        (Description(4, 0, 3, 1), "a shape and a stride of different"),
         (
             Description(16, 0, (2,), (1,), torch.UntypedStorage, torch.Size),
-            "something that is no dtype",
+            "something that isn't a dtype",
         ),
         (Description(16, 0, (2,), (1,), torch.UntypedStorage, "float32"), "is broken"),
     ],
@@ -318,5 +321,5 @@ def test_descriptions_that_leave_their_storage(
 def test_a_storage_that_is_not_there(tmp_path: Path) -> None:
     stream = io.BytesIO()
     Pickler(stream, 2).dump({"w": Description(4, 0, (4,), (1,))})
-    with pytest.raises(RemapError, match=r"LR102.*storage `0` of `w` is not in it"):
+    with pytest.raises(RemapError, match=r"LR102.*storage `0` of `w` is missing"):
         open_checkpoint(zipped(tmp_path, stream.getvalue(), {"1": bytes(16)}))

@@ -45,7 +45,7 @@ def test_no_such_path(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_weights_says_what_it_has(tmp_path: Path) -> None:
-    assert "It is empty" in refusal(tmp_path).cause
+    assert "The folder is empty" in refusal(tmp_path).cause
     for name in (
         "config.json",
         "tokenizer.model",
@@ -65,7 +65,7 @@ def test_several_files_of_which_none_is_meant(tmp_path: Path) -> None:
     for name in ("a.pt", "b.bin"):
         saved(tmp_path / name, {"w": torch.ones(1)})
     problem = refusal(tmp_path)
-    assert (problem.code, problem.fix) == ("LR100", "Give one of them by its name.")
+    assert (problem.code, problem.fix) == ("LR100", "Give one of these files.")
     assert "`a.pt`, `b.bin`" in problem.cause
 
 
@@ -105,7 +105,7 @@ def test_lfs_pointer(tmp_path: Path, name: str) -> None:
     for path in (tmp_path, tmp_path / name):
         problem = refusal(path)
         assert problem.code == "LR101"
-        assert f"`{name}` is a text that Git LFS put in place of 9976578928 bytes" in problem.cause
+        assert f"`{name}` is a text in place of 9976578928 bytes" in problem.cause
         assert "git lfs pull" in problem.fix
 
 
@@ -116,7 +116,7 @@ def test_lfs_pointers_among_shards_are_one_problem(tmp_path: Path) -> None:
         (folder / f"pytorch_model-0000{number}-of-00003.bin").write_bytes(POINTER)
     problem = refusal(folder)
     assert problem.code == "LR101"
-    assert "are 2 texts that Git LFS put in place of 19953157856 bytes" in problem.cause
+    assert "are 2 texts in place of 19953157856 bytes" in problem.cause
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_lfs_pointers_among_shards_are_one_problem(tmp_path: Path) -> None:
         (
             b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02K\x07.",
             "LR102",
-            "version in it is not 1001",
+            "protocol version isn't 1001",
         ),
         (b"GGUF" + bytes(100), "LR106", "GGUF"),
         (b'{"a": 1}', "LR106", "neither a manifest nor the index"),
@@ -194,7 +194,7 @@ W = torch.ones(2)
 @pytest.mark.parametrize(
     ("value", "says"),
     [
-        ({"w": W, "step": 3}, "1 of 2 entries in `x.bin` are no tensors with a name (`step`)"),
+        ({"w": W, "step": 3}, "1 of 2 entries in `x.bin` aren't tensors with a name (`step`)"),
         ({"w": W, 5: W}, "1 of 2 entries"),
         ({"w": W, "nested": {"v": W}}, "(`nested`)"),
         ({"state": {0: {"exp_avg": W}}, "param_groups": [{"lr": 1.0}]}, "state of an optimizer"),
@@ -206,9 +206,9 @@ W = torch.ones(2)
         ({"epoch": 3}, "(`epoch`)"),
         ({}, "holds no tensor"),
         ({"state_dict": {}}, "(`state_dict`)"),
-        (W, "holds one tensor and no state dict"),
-        ([W], "holds one list and no state dict"),
-        (3, "holds one int and no state dict"),
+        (W, "holds a value of type tensor, not"),
+        ([W], "holds a value of type list, not"),
+        (3, "holds a value of type int, not"),
         ({"w.weight": W, "w.SCB": W}, "is quantised by bitsandbytes: `w.SCB`"),
         ({"w.weight": W, "w.weight.quant_state.bitsandbytes__nf4": W}, "is quantised"),
         ({"w.weight.absmax": W}, "is quantised"),
@@ -311,7 +311,7 @@ def test_projector_only(tmp_path: Path) -> None:
     for path, tensors in [(folder, 4), (folder / "mm_projector.bin", 4), (other, 3)]:
         problem = refusal(path)
         assert problem.code == "LR108"
-        assert f"the projector alone ({tensors} tensors)" in problem.cause
+        assert f"only a projector ({tensors} tensors)" in problem.cause
         assert len(problem.names) == tensors
 
 
@@ -351,7 +351,7 @@ def manifest(folder: Path, **changes: Any) -> Path:
 @pytest.mark.parametrize(
     ("changes", "code", "says"),
     [
-        ({"format_version": 2}, "LR106", "is `2`, the only one known here is 1"),
+        ({"format_version": 2}, "LR106", "is `2`; the only known version is 1"),
         ({"format_version": None}, "LR106", "is missing"),
         ({"format_version": True}, "LR106", "is `True`"),
         ({"tensors": []}, "LR102", "not an object"),
@@ -374,7 +374,7 @@ def manifest(folder: Path, **changes: Any) -> Path:
         (
             {"tensors": {"mm_projector.weight": {"dtype": "F16", "shape": [1]}}},
             "LR108",
-            "projector alone",
+            "only a projector",
         ),
     ],
 )

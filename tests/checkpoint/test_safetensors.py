@@ -53,12 +53,12 @@ def test_order_is_by_offset_not_by_header(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("header", "body", "says"),
     [
-        ({"w": ENTRY}, bytes(7), "has 77 bytes by its header, the file has 76"),
-        ({"w": ENTRY}, bytes(9), "has 77 bytes by its header, the file has 78"),
+        ({"w": ENTRY}, bytes(7), "has 77 bytes by its header, but the file has 76"),
+        ({"w": ENTRY}, bytes(9), "has 77 bytes by its header, but the file has 78"),
         (
             {"w": {**ENTRY, "data_offsets": [4, 12]}},
             bytes(12),
-            "starts at byte 74, but what stands before it ends at 70",
+            "starts at byte 74, but the tensor before it ends at 70",
         ),
         (
             {"v": ENTRY, "w": {**ENTRY, "data_offsets": [4, 12]}},
@@ -68,28 +68,32 @@ def test_order_is_by_offset_not_by_header(tmp_path: Path) -> None:
         (
             {"w": {**ENTRY, "shape": [3]}},
             bytes(8),
-            "`w` has 8 bytes, by its shape and dtype it needs 12",
+            "`w` has 8 bytes, but needs 12 by its shape and dtype",
         ),
-        ({"w": {**ENTRY, "shape": [-2]}}, bytes(8), "not one of a tensor"),
-        ({"w": {**ENTRY, "shape": [True, 2]}}, bytes(8), "not one of a tensor"),
-        ({"w": {**ENTRY, "shape": [2.0]}}, bytes(8), "not one of a tensor"),
-        ({"w": {**ENTRY, "shape": [2**31, 2**31]}}, bytes(8), "not one of a tensor"),
-        ({"w": {**ENTRY, "shape": [2**80, 0], "data_offsets": [0, 0]}}, b"", "not one of a tensor"),
-        ({"w": {**ENTRY, "shape": [1] * 65}}, bytes(8), "not one of a tensor"),
-        ({"w": {**ENTRY, "data_offsets": [8, 0]}}, bytes(8), "not one of a tensor"),
-        ({"w": {**ENTRY, "data_offsets": [0]}}, bytes(8), "not one of a tensor"),
-        ({"w": {**ENTRY, "data_offsets": [0, 2**70]}}, bytes(8), "not one of a tensor"),
-        ({"w": {**ENTRY, "dtype": 3}}, bytes(8), "not one of a tensor"),
-        ({"w": None}, bytes(8), "not one of a tensor"),
-        ({"w": [1, 2]}, bytes(8), "not one of a tensor"),
-        ({"w": {}}, bytes(8), "not one of a tensor"),
+        ({"w": {**ENTRY, "shape": [-2]}}, bytes(8), "doesn't describe a tensor"),
+        ({"w": {**ENTRY, "shape": [True, 2]}}, bytes(8), "doesn't describe a tensor"),
+        ({"w": {**ENTRY, "shape": [2.0]}}, bytes(8), "doesn't describe a tensor"),
+        ({"w": {**ENTRY, "shape": [2**31, 2**31]}}, bytes(8), "doesn't describe a tensor"),
+        (
+            {"w": {**ENTRY, "shape": [2**80, 0], "data_offsets": [0, 0]}},
+            b"",
+            "doesn't describe a tensor",
+        ),
+        ({"w": {**ENTRY, "shape": [1] * 65}}, bytes(8), "doesn't describe a tensor"),
+        ({"w": {**ENTRY, "data_offsets": [8, 0]}}, bytes(8), "doesn't describe a tensor"),
+        ({"w": {**ENTRY, "data_offsets": [0]}}, bytes(8), "doesn't describe a tensor"),
+        ({"w": {**ENTRY, "data_offsets": [0, 2**70]}}, bytes(8), "doesn't describe a tensor"),
+        ({"w": {**ENTRY, "dtype": 3}}, bytes(8), "doesn't describe a tensor"),
+        ({"w": None}, bytes(8), "doesn't describe a tensor"),
+        ({"w": [1, 2]}, bytes(8), "doesn't describe a tensor"),
+        ({"w": {}}, bytes(8), "doesn't describe a tensor"),
         ([1], b"", "holds a JSON list"),
         (b"{\xff}", b"", "not valid JSON"),
         (b"{" + b'"a":{' * 100_000, b"", "not valid JSON"),
         (
             b'{"w":' + json.dumps(ENTRY).encode() + b',"w":' + json.dumps(ENTRY).encode() + b"}",
             bytes(8),
-            "`w` stands in it twice",
+            "`w` occurs twice",
         ),
         (b'{"\\ud800":' + json.dumps(ENTRY).encode() + b"}", bytes(8), "not valid Unicode"),
         (
@@ -110,7 +114,9 @@ def test_broken_headers(tmp_path: Path, header: Any, body: bytes, says: str) -> 
 
 
 def test_header_longer_than_the_file(tmp_path: Path) -> None:
-    with pytest.raises(RemapError, match="needs 1008 bytes for its header alone, the file has 69"):
+    with pytest.raises(
+        RemapError, match="needs 1008 bytes for its header alone, but the file has 69"
+    ):
         open_checkpoint(written(tmp_path, {"w": ENTRY}, length=1000))
     with pytest.raises(RemapError, match="LR102"):
         open_checkpoint(written(tmp_path, {"w": ENTRY}, length=2**64 - 1))
@@ -121,7 +127,7 @@ def test_header_beyond_the_limit_is_not_read(tmp_path: Path) -> None:
     with file.open("r+b") as stream:
         stream.truncate(200_000_000)
     tracemalloc.start()
-    with pytest.raises(RemapError, match="100000001 bytes, the format allows 100000000"):
+    with pytest.raises(RemapError, match="100000001 bytes, but the format allows 100000000"):
         open_checkpoint(file)
     assert tracemalloc.get_traced_memory()[1] < 1_000_000
     tracemalloc.stop()

@@ -195,7 +195,7 @@ def test_the_whole_state_of_a_model_that_was_not_merged(
     assert problem.code == "LR115"
     assert "the state of a PEFT model that wasn't merged" in problem.cause
     assert (
-        f"Put the adapter_config.json of the training into `{folder}`, and they are merged"
+        f"Put the adapter_config.json of the training into `{folder}`, and the pairs are merged"
         in problem.fix
     )
     shutil.copy("adapter/adapter_config.json", folder)

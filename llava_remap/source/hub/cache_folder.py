@@ -42,13 +42,11 @@ def check_cache(repository: Repository, name: str) -> None:
         mode = path.lstat().st_mode
         if stat.S_ISLNK(mode):
             if not (leads := Path(os.path.realpath(path))).is_relative_to(root):
-                raise _refused(
-                    repository, name, path, f"is a link that leads out of the cache, to {leads}"
-                )
+                raise _refused(repository, name, path, f"is a link out of the cache, to {leads}")
         elif not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
             raise _refused(repository, name, path, "is neither a file nor a folder")
         elif path.parent == folder / "trees" and not _is_sound(path):
-            raise _refused(repository, name, path, "lists a file with something else than a hash")
+            raise _refused(repository, name, path, "lists a file without a hash")
 
 
 def check_noted(repository: Repository, name: str) -> None:
@@ -63,7 +61,7 @@ def check_noted(repository: Repository, name: str) -> None:
         with note.open("rb") as file:
             commit = file.read(100).decode("latin-1")
         if not COMMIT.fullmatch(commit):
-            raise _refused(repository, name, note, f"holds {quoted(commit)}, which is no commit")
+            raise _refused(repository, name, note, f"holds {quoted(commit)}, which isn't a commit")
 
 
 def check_inside(repository: Repository, name: str, path: Path) -> None:
@@ -73,7 +71,7 @@ def check_inside(repository: Repository, name: str, path: Path) -> None:
         RemapError: LR114.
     """
     if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(_cache())):
-        raise _refused(repository, name, path, "doesn't lie in the cache")
+        raise _refused(repository, name, path, "isn't inside the cache")
 
 
 def _cache() -> Path:
@@ -114,6 +112,6 @@ def _refused(repository: Repository, name: str, path: Path, what: str) -> RemapE
     return HubError.of(
         "LR114",
         f"{quoted(str(repository))} isn't taken from the hub's cache: {path} {what}.",
-        "Delete it, and the needed files are downloaded again; or give a folder that you trust: "
+        "Delete it, and the needed files are downloaded again. Or give a folder that you trust: "
         f"--source {name}=DIR.",
     )

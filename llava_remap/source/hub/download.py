@@ -184,25 +184,23 @@ def _from_hub(repository: Repository, use: Collection[str], name: str) -> Snapsh
         raise RemapError(
             replace(
                 problem,
-                fix="Give a repository with weights, or download the file that is meant and "
-                "give it: "
+                fix="Give a repository with weights, or download the right file and give it: "
                 f"--source {name}=FILE.",
             )
         )
     if absent := [file for file in weights if file not in there]:
         raise refuse(
             "LR103",
-            f"{len(absent)} of the {len(weights)} files that the weights of "
-            f"{quoted(str(repository))} lie in are not there: {several(absent)}.",
-            f"Give a revision that is whole (--source {name}={repository.id}@REVISION) or "
-            "another repository.",
+            f"{len(absent)} of the {len(weights)} weight files of {quoted(str(repository))} are "
+            f"missing: {several(absent)}.",
+            f"Give a complete revision (--source {name}={repository.id}@REVISION) or another "
+            "repository.",
         )
     files = sorted({*beside, *weights})
     if not files:
         raise AbsentError.of(
             "LR100",
-            f"{quoted(str(repository))} has none of the files that are wanted of it: "
-            f"{', '.join(sorted(use))}.",
+            f"{quoted(str(repository))} has none of the needed files: {', '.join(sorted(use))}.",
             "Give another repository, or a local folder.",
         )
     with (
@@ -214,7 +212,7 @@ def _from_hub(repository: Repository, use: Collection[str], name: str) -> Snapsh
             path = fetch(file)
             check_inside(repository, name, path)
             if not path.is_file():
-                raise ValueError(f"{file} isn't where it was downloaded to")
+                raise ValueError(f"{file} isn't at the place of its download")
     return Snapshot(
         snapshot_folder(repository, commit), repository.id, commit, tuple(files), cached=False
     )

@@ -131,8 +131,7 @@ def _check_response(response: Any) -> None:
     _thread.row = _thread.row + 1 if listing or response.is_redirect else 0
     if _thread.row > _MOST_IN_A_ROW:
         raise BadAnswerError(
-            f"answers {_MOST_IN_A_ROW} times that the next place has it, and {quoted(str(url))} is "
-            "not the last"
+            f"redirects {_MOST_IN_A_ROW} times in a row, and {quoted(str(url))} isn't the end"
         )
     _check_commit(headers.get("x-repo-commit"), _ASKED.search(url.path))
     _shorten_waits(headers)
@@ -150,7 +149,7 @@ def _check_response(response: Any) -> None:
             _refuse_large(PurePosixPath(url.path).name, _thread.size)
         return
     if headers.get("content-encoding", "identity").lower() != "identity":
-        raise BadAnswerError("sends something compressed, which was not asked for")
+        raise BadAnswerError("sends compressed content, which wasn't asked for")
     if listing or response.is_redirect or response.status_code >= 400:
         response.stream = _at_most(response.stream, LARGEST)
         if listing and response.status_code < 300:
@@ -168,7 +167,7 @@ def _check_content(response: Any, nbytes: int | None) -> None:
         whole = response.headers.get("content-range", "").rpartition("/")[2]
         total = int(whole) if whole.isdecimal() and len(whole) < 20 else None
     if total is not None and _thread.size is not None and total != _thread.size:
-        raise BadAnswerError(f"says that a file has {_thread.size} bytes, and sends one of {total}")
+        raise BadAnswerError(f"says that a file has {_thread.size} bytes, but sends {total}")
     folder = next(
         path
         for path in (Path(constants.HF_HUB_CACHE), *Path(constants.HF_HUB_CACHE).parents)
@@ -177,9 +176,9 @@ def _check_content(response: Any, nbytes: int | None) -> None:
     if nbytes is not None and nbytes > (free := shutil.disk_usage(folder).free):
         raise refuse(
             "LR502",
-            f"{quoted(PurePosixPath(response.request.url.path).name)} has {nbytes} bytes, and "
-            f"{free} are free in {folder}.",
-            "Free some, or set HF_HOME to a folder on a larger disk.",
+            f"{quoted(PurePosixPath(response.request.url.path).name)} has {nbytes} bytes, but "
+            f"only {free} are free in {folder}.",
+            "Free some space, or set HF_HOME to a folder on a larger disk.",
         )
     known = _thread.size if _thread.size is not None else total
     response.stream = _at_most(response.stream, LARGEST if known is None else known)
@@ -200,7 +199,7 @@ def _at_most(stream: Any, limit: int) -> Any:
                 nbytes += len(part)
                 if nbytes > limit:
                     raise BadAnswerError(
-                        f"sends more than {limit} bytes, which is all that there should be"
+                        f"sends more than {limit} bytes, the most that is expected"
                     )
                 yield part
                 if (now := monotonic()) - since > _IN_SECONDS:
@@ -222,7 +221,7 @@ def _check_commit(commit: object, asked: re.Match[str] | None) -> None:
     if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
         raise BadAnswerError(f"gives {quoted(str(commit))} for a commit")
     if asked is not None and asked[1] != commit:
-        raise BadAnswerError(f"answers of commit {commit} where {asked[1]} was asked for")
+        raise BadAnswerError(f"answers for commit {commit}, but {asked[1]} was asked for")
 
 
 def _check_etag(headers: Any) -> None:
@@ -231,7 +230,7 @@ def _check_etag(headers: Any) -> None:
         word = tag.removeprefix("W/").strip('"') if tag is not None else None
         if word is not None and (len(word) > _LONGEST_WORD or not _WORD.fullmatch(word)):
             raise BadAnswerError(
-                f"gives {quoted(tag)} for the ETag of a file, which is no plain word"
+                f"gives {quoted(tag)} as the ETag of a file, which isn't a plain word"
             )
 
 
@@ -247,8 +246,8 @@ def _size(headers: Any, name: str) -> int | None:
 def _refuse_large(file: str, nbytes: int | None) -> None:
     if nbytes is not None and nbytes > LARGEST and not file.endswith(_WEIGHTS):
         raise BadAnswerError(
-            f"says that {quoted(file)} has {nbytes} bytes, more than the {LARGEST} that are read "
-            "of such a file"
+            f"says that {quoted(file)} has {nbytes} bytes; at most {LARGEST} are read of such a "
+            "file"
         )
 
 
@@ -281,7 +280,7 @@ def _check_listing(body: bytes, asked: re.Match[str] | None) -> None:
         raise BadAnswerError(f"lists {len(entries)} files, more than {_MOST_FILES}")
     for entry in entries if isinstance(entries, list) else ():
         if not isinstance(entry, dict):
-            raise BadAnswerError("lists entries that are no files")
+            raise BadAnswerError("lists entries that aren't files")
         check_name(entry.get(key))
         lfs = entry.get("lfs")
         for digest in (lfs.get("oid") if isinstance(lfs, dict) else None, entry.get("xetHash")):
@@ -306,7 +305,7 @@ def check_name(name: object) -> None:
         or len(name.encode()) > _LONGEST_NAME
         or any(len(part.encode()) > _LONGEST_PART for part in parts)
     ):
-        raise BadAnswerError(f"lists a file {quoted(text)}, which no repository has")
+        raise BadAnswerError(f"lists a file {quoted(text)}, which no repository can have")
 
 
 def _shorten_waits(headers: Any) -> None:
@@ -331,10 +330,10 @@ def _check_address(url: str, *, gets_token: bool = False, shown: str = "") -> No
     origin, hub = _origin(url), _origin(_endpoint())
     scheme, host, _ = origin
     if not host or scheme not in ("https", "http") or (scheme == "http" and hub[0] != "http"):
-        raise BadAnswerError(f"leads to {quoted(shown or url)}")
+        raise BadAnswerError(f"redirects to {quoted(shown or url)}")
     if gets_token and origin not in (hub, *map(_origin, _HUBS)):
         raise BadAnswerError(
-            f"leads to {quoted(url)}, another server, which would be told the token"
+            f"redirects to {quoted(url)}, another server, which would receive the token"
         )
 
 

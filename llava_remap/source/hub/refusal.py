@@ -47,7 +47,7 @@ def explain(error: Exception, repository: Repository, name: str) -> tuple[RemapE
         return HubError.of(
             "LR114",
             f"{text} can't be downloaded: {hub} {bad}.",
-            f"See what HF_ENDPOINT is set to, and who runs that server. {elsewhere}",
+            f"Check the value of HF_ENDPOINT, and who runs that server. {elsewhere}",
         ), False
     if local := _of_the_disk(error):
         return local, False
@@ -56,12 +56,13 @@ def explain(error: Exception, repository: Repository, name: str) -> tuple[RemapE
         return HubError.of(
             "LR114",
             f"{quoted(repository.id)} has no revision {quoted(repository.revision or 'main')}.",
-            f"Give a branch, a tag or a commit of it: --source {name}={repository.id}@REVISION.",
+            "Give a branch, tag or commit of the repository: --source "
+            f"{name}={repository.id}@REVISION.",
         ), False
     if isinstance(error, GatedRepoError):
         return HubError.of(
             "LR114",
-            f"{text} is gated: only those may download it who accepted its licence.",
+            f"{text} is gated: only users who accepted its licence may download it.",
             f"Accept its licence on {hub}/{repository.id} and {_LOG_IN}.",
         ), False
     if isinstance(error, HfHubHTTPError):
@@ -69,9 +70,9 @@ def explain(error: Exception, repository: Repository, name: str) -> tuple[RemapE
         if isinstance(error, RepositoryNotFoundError) or status == 401:
             return HubError.of(
                 "LR114",
-                f"there is no {text} on {hub}, or it is private.",
-                f"Check its name; if it is private, {_LOG_IN}. A local folder is given as "
-                f"--source {name}=DIR.",
+                f"{text} doesn't exist on {hub}, or it is private.",
+                f"Check its name. If it is private, {_LOG_IN}. Give a local folder as --source "
+                f"{name}=DIR.",
             ), False
         says = _line(error.server_message or error.response.reason_phrase)
         return HubError.of(
@@ -117,11 +118,11 @@ def not_cached(
     why = why or f"{quoted(str(repository))} can't be downloaded in a job without a network."
     cause = "The hub's cache doesn't have it" + (" whole" if error is None else "")
     if lacking:
-        cause = f"The hub's cache lacks {several(lacking)} of it"
+        cause = f"The hub's cache lacks its {several(lacking)}"
     elif isinstance(error, OSError) and error.errno is not None:
         cause = f"The hub's cache can't be read: {_line(error)}"
     elif hasattr(error, "snapshot_path"):  # newer versions of the library say what is missing
-        cause = f"The hub's cache doesn't have it whole: {_line(error)}"
+        cause = f"The hub's cache has it incompletely: {_line(error)}"
     return HubError.of("LR114", f"{why} {cause}.", _elsewhere(repository, name))
 
 
@@ -141,14 +142,14 @@ def _of_the_disk(error: Exception) -> RemapError | None:
         if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(each):
             return refuse(
                 "LR502",
-                "the disk that the hub's cache lies on is full.",
-                "Free some, or set HF_HOME to a folder on a larger disk.",
+                "the disk with the hub's cache is full.",
+                "Free some space, or set HF_HOME to a folder on a larger disk.",
             )
         if file and number in _UNWRITABLE:  # the error of a forbidden connection has no file
             return HubError.of(
                 "LR114",
                 f"the hub's cache can't be written: {_line(each)}.",
-                "Set HF_HOME to a folder that can be written.",
+                "Set HF_HOME to a folder that you may write to.",
             )
     return None
 

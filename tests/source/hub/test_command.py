@@ -94,7 +94,7 @@ def test_without_a_source_the_defaults_are_downloaded(hub: Hub) -> None:
         ran = command(endpoint, "apply", "llava-v1.5", "--output", f"again{len(more)}", *more)
         assert (ran.code, beside_progress(ran.said)) == (0, "")
         assert (
-            "downloaded before, the hub was not asked or didn't answer; the rule file's default; "
+            "downloaded earlier: the hub wasn't asked or didn't answer; the rule file's default; "
             "27 tensors" in ran.printed
         )
         assert weights(f"again{len(more)}") == weights("local")
@@ -191,7 +191,7 @@ def test_a_slip_in_a_path_is_no_hub_id(hub: Hub) -> None:
     ran = command(hub.url, "apply", "llava-v1.5", "--source", "models/llava-v1.5-7b")
     assert ran.code == 3
     assert "LR100" in ran.said
-    assert "If the hub's models/llava-v1.5-7b is meant" in ran.said
+    assert "If you mean the hub's models/llava-v1.5-7b" in ran.said
     assert hub.asked == []
 
 

@@ -270,7 +270,7 @@ def test_offline_with_a_shard_missing(hub: Hub) -> None:
     hub.add("org/name", SHARDED)
     (take().folder / "model-00002-of-00002.safetensors").unlink()
     code, message = refused(offline=True)
-    assert (code, "lacks `model-00002-of-00002.safetensors`" in message) == ("LR114", True)
+    assert (code, "lacks its `model-00002-of-00002.safetensors`" in message) == ("LR114", True)
 
 
 def test_offline_with_a_shard_of_no_index_missing(hub: Hub) -> None:
@@ -278,7 +278,7 @@ def test_offline_with_a_shard_of_no_index_missing(hub: Hub) -> None:
     hub.repos["org/name"].commit({name: (SHARDED / name).read_bytes() for name in SHARDS})
     (take(REPOSITORY, "tensors").folder / "model-00001-of-00002.safetensors").unlink()
     code, message = refused(REPOSITORY, "tensors", offline=True)
-    assert (code, "lacks `model-00001-of-00002.safetensors`" in message) == ("LR114", True)
+    assert (code, "lacks its `model-00001-of-00002.safetensors`" in message) == ("LR114", True)
 
 
 def test_offline_after_only_the_config_was_downloaded(hub: Hub) -> None:

@@ -105,7 +105,7 @@ def refused_here(hub: Hub, cache: Path, what: str) -> None:
 def test_an_etag_that_is_no_plain_word(hub: Hub, cache: Path, tag: str, header: str) -> None:
     hub.add("org/name", RELEASED / "safetensors")
     hub.twist = says("generation_config.json", **{header: f'"{tag.format(cache.parents[1])}"'})
-    refused_here(hub, cache, "for the ETag of a file, which is no plain word")
+    refused_here(hub, cache, "as the ETag of a file, which isn't a plain word")
 
 
 @pytest.mark.parametrize("tag", ['"5f3c-1a2b"', 'W/"abc_1.2"', "0" * 64, '"d41d8+x=="'])
@@ -128,7 +128,7 @@ def test_a_commit_that_is_none(hub: Hub, cache: Path, commit: str) -> None:
 def test_a_file_of_another_commit(hub: Hub, cache: Path) -> None:
     asked = hub.add("org/name", RELEASED / "safetensors")
     hub.twist = says(CONFIG, **{"X-Repo-Commit": "b" * 40})
-    refused_here(hub, cache, f"answers of commit {'b' * 40} where {asked} was asked for")
+    refused_here(hub, cache, f"answers for commit {'b' * 40}, but {asked} was asked for")
 
 
 def test_another_commit_than_the_one_that_is_named(hub: Hub, cache: Path) -> None:
@@ -137,7 +137,7 @@ def test_another_commit_than_the_one_that_is_named(hub: Hub, cache: Path) -> Non
         {**content, "sha": "b" * 40} if isinstance(content, dict) else content
     )
     message = refused(Repository("org/name", asked))[1]
-    assert f"answers of commit {'b' * 40} where {asked} was asked for" in message
+    assert f"answers for commit {'b' * 40}, but {asked} was asked for" in message
     assert not outside(cache)
 
 
@@ -206,7 +206,7 @@ def test_a_name_that_no_file_has(hub: Hub, cache: Path, name: object, key: str) 
         return content
 
     hub.facts = facts
-    refused_here(hub, cache, "which no repository has")
+    refused_here(hub, cache, "which no repository can have")
 
 
 @pytest.mark.parametrize("part", ["lfs", "xetHash"])
@@ -263,14 +263,14 @@ def test_another_size_than_was_said(hub: Hub, cache: Path) -> None:
     hub.add("org/name", RELEASED / "safetensors")
     nbytes = (RELEASED / "safetensors" / CONFIG).stat().st_size
     hub.twist = says(CONFIG, **{"X-Linked-Size": "17"})
-    refused_here(hub, cache, f"says that a file has 17 bytes, and sends one of {nbytes}")
+    refused_here(hub, cache, f"says that a file has 17 bytes, but sends {nbytes}")
 
 
 def test_more_than_the_disk_has_room_for(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.add("org/name", RELEASED / "safetensors")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     code, message = refused()
-    assert (code, "and 1000 are free" in message) == ("LR502", True)
+    assert (code, "but only 1000 are free" in message) == ("LR502", True)
 
 
 @pytest.mark.parametrize("told", [True, False])
@@ -310,7 +310,7 @@ def test_compressed_content(hub: Hub, cache: Path) -> None:
     """A few bytes could become any number."""
     hub.add("org/name", RELEASED / "safetensors")
     hub.twist = says(CONFIG, method="GET", **{"Content-Encoding": "gzip"})
-    refused_here(hub, cache, "sends something compressed")
+    refused_here(hub, cache, "sends compressed content")
 
 
 @pytest.mark.parametrize("method", ["HEAD", "GET"])
@@ -320,7 +320,7 @@ def test_compressed_content(hub: Hub, cache: Path) -> None:
 def test_a_redirect_to_what_is_not_the_web(hub: Hub, cache: Path, to: str, method: str) -> None:
     hub.add("org/name", RELEASED / "safetensors")
     hub.twist = leads(CONFIG, to, method)
-    refused_here(hub, cache, f"leads to `{to}`")
+    refused_here(hub, cache, f"redirects to `{to}`")
 
 
 @pytest.mark.parametrize("method", ["HEAD", "GET"])
@@ -342,7 +342,7 @@ def test_a_listing_whose_pages_have_no_end(hub: Hub, cache: Path) -> None:
         )
 
     hub.twist = twist
-    refused_here(hub, cache, "answers 100 times that the next place has it")
+    refused_here(hub, cache, "redirects 100 times in a row")
 
 
 @pytest.fixture
@@ -386,7 +386,7 @@ def test_what_would_take_the_token_elsewhere(hub: Hub, token: str, where: str) -
 
         hub.twist = twist
         code, message = refused()
-        assert (code, "another server, which would be told the token" in message) == ("LR114", True)
+        assert (code, "another server, which would receive the token" in message) == ("LR114", True)
         assert not other.asked
 
 
@@ -479,7 +479,7 @@ def test_a_link_that_leads_out_of_the_cache(kept: Path, tmp_path: Path, where: s
     before = {str(found) for found in real.rglob("*")}
     named = "/snapshots/" if where == "blobs/*" else str(path)  # a link to the link
     in_the_cache(named)
-    in_the_cache(f" is a link that leads out of the cache, to {real}")
+    in_the_cache(f" is a link out of the cache, to {real}")
     assert {str(found) for found in real.rglob("*")} == before
 
 
@@ -489,7 +489,7 @@ def test_a_dangling_link_that_leads_out_of_the_cache(hub: Hub, cache: Path, tmp_
     for path in (cache / "models--org--name" / "blobs", cache / ".locks" / "models--org--name"):
         path.parent.mkdir(parents=True)
         path.symlink_to(tmp_path / "elsewhere")
-        in_the_cache(f"{path} is a link that leads out of the cache")
+        in_the_cache(f"{path} is a link out of the cache")
         path.unlink()
         path.parent.rmdir()
     assert not (tmp_path / "elsewhere").exists()
@@ -522,7 +522,7 @@ def test_a_listing_in_the_cache_with_a_path_for_a_hash(kept: Path) -> None:
     }
     content = {"format_version": 1, "files": {CONFIG: entry}}
     (kept / "trees" / f"{'a' * 40}.json").write_text(json.dumps(content))
-    in_the_cache("lists a file with something else than a hash")
+    in_the_cache("lists a file without a hash")
 
 
 def test_a_file_that_was_deleted_from_the_cache_is_not_absent(kept: Path) -> None:

@@ -57,7 +57,7 @@ def test_no_network_and_a_shard_missing(hub: Hub, monkeypatch: pytest.MonkeyPatc
     unplug(monkeypatch)
     message = refused()[1]
     assert f"no connection to {NOWHERE}" in message
-    assert "The hub's cache lacks `model-00001-of-00002.safetensors`" in message
+    assert "The hub's cache lacks its `model-00001-of-00002.safetensors`" in message
 
 
 def test_hf_hub_offline(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +72,7 @@ def test_hf_hub_offline(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_such_repository(hub: Hub) -> None:
     code, message = refused()
-    assert (code, f"no `org/name` on {hub.url}" in message) == ("LR114", True)
+    assert (code, f"`org/name` doesn't exist on {hub.url}" in message) == ("LR114", True)
     assert "hf auth login" in message
 
 
@@ -118,7 +118,7 @@ def test_repository_without_weights(hub: Hub) -> None:
     code, message = refused()
     assert code == "LR100"
     assert "`org/name` has no weight file" in message
-    assert "It has: `README.md`, `config.json`, `gguf`, `training_args.bin`" in message
+    assert "The folder has: `README.md`, `config.json`, `gguf`, `training_args.bin`" in message
     assert take(REPOSITORY, "config").files == ("config.json",)
 
 
