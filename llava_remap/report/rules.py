@@ -15,7 +15,7 @@ from llava_remap.report.machine import document
 from llava_remap.report.terminal import DETAIL, write
 
 if TYPE_CHECKING:  # to list rule files, neither their tests nor their engine is needed
-    from llava_remap.authoring.explain import ExplainedName, ExplainedNames
+    from llava_remap.authoring.explain import ExplainedName, ExplainedNames, LeftOut
     from llava_remap.authoring.in_file_tests import Status
     from llava_remap.authoring.rule_tests import Tested
     from llava_remap.rulefile import Listed
@@ -124,10 +124,7 @@ def print_explanation(console: Console, explained: ExplainedNames) -> None:
         console,
         Text(f"{explained.rules.name} {explained.rules.text.version or ''}".strip(), "bold"),
         *(f"  {source}: {why}" for source, why in explained.aside.items()),
-        *(
-            f"  {left.rule} is left out, since its `when` doesn't hold: {'; '.join(left.why)}"
-            for left in explained.left_out
-        ),
+        *_left_out(explained.left_out),
         *([f"  {explained.unknown}"] if explained.unknown else []),
     )
     chains: dict[_Names, list[ExplainedName]] = {}
@@ -143,6 +140,15 @@ def print_explanation(console: Console, explained: ExplainedNames) -> None:
     counts = Counter[str](entry.explanation.outcome for entry in explained.names)
     outcomes = [f"{counts[outcome]} {outcome}" for outcome in _OUTCOMES if counts[outcome]]
     write(console, f"\n{', '.join(outcomes) or 'no names'}")
+
+
+def _left_out(rules: Sequence[LeftOut]) -> Iterator[str]:
+    """The rules whose `when` doesn't hold; several on one line, unless -v asks for each."""
+    if len(rules) > 1 and DETAIL.get() != "verbose":
+        yield f"  {len(rules)} rules are left out, since their `when` doesn't hold; -v says why"
+        return
+    for rule in rules:
+        yield f"  {rule.rule} is left out, since its `when` doesn't hold: {'; '.join(rule.why)}"
 
 
 def explanation_json(explained: ExplainedNames) -> dict[str, Any]:

@@ -608,7 +608,7 @@ def test_explain_names_of_a_source(run: Run) -> None:
 
 def test_explain_rules_that_do_not_count(run: Run) -> None:
     rules = mine(NORM.replace("}'}", "}', when: {config: {mm_hidden_size: 7}}}"))
-    ran = run("rules", "explain", rules, "model.norm.weight", "--source", RELEASED_7B)
+    ran = run("rules", "explain", rules, "model.norm.weight", "--source", RELEASED_7B, "-v")
     assert (
         "names/norm is left out, since its `when` doesn't hold: its config says mm_hidden_size: "
         "1024, not 7" in ran.out
@@ -618,6 +618,15 @@ def test_explain_rules_that_do_not_count(run: Run) -> None:
     left_out = {entry["rule"]: entry["why"] for entry in found["left_out"]}
     assert left_out.pop("names/norm") == ["it has no config.json to say mm_hidden_size, not 7"]
     assert list(left_out) == ["names/unused-newline"]
+
+
+def test_explain_says_of_several_rules_that_do_not_count_only_how_many(run: Run) -> None:
+    rules = mine(NORM.replace("}'}", "}', when: {config: {mm_hidden_size: 7}}}"))
+    ran = run("rules", "explain", rules, "model.norm.weight")
+    assert "  2 rules are left out, since their `when` doesn't hold; -v says why\n" in ran.out
+    assert "names/norm is left out" not in ran.out
+    ran = run("rules", "explain", rules, "model.norm.weight", "-v")
+    assert ran.out.count(" is left out, since its `when` doesn't hold: ") == 2
 
 
 def test_explain_a_genuine_checkpoint_that_fits_nothing(run: Run) -> None:
