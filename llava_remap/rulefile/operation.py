@@ -157,6 +157,10 @@ class Operation:
                     f"`{first}` and `{other}` have different fields, so nothing says which tensors "
                     "belong together"
                 )
+        for side, templates in (("from", taken), ("to", made)):
+            texts = [template.text for template in templates]
+            if twice := [text for text in texts if texts.count(text) > 1]:
+                raise PatternError(f"`{side}` has `{twice[0]}` twice")
         check_fields(taken, made, numbered={end.each for end in self.targets})
         for template in made:
             if lost := [name for name in wanted if name not in template.fields]:

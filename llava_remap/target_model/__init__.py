@@ -34,7 +34,12 @@ from llava_remap.target_model.conversions import (
     conversion_types,
     read_conversion,
 )
-from llava_remap.target_model.known_keys import keys_without_use, unknown_target, unread_of_towers
+from llava_remap.target_model.known_keys import (
+    keys_without_use,
+    unknown_sizes,
+    unknown_target,
+    unread_of_towers,
+)
 from llava_remap.target_model.other_form import Translated, translate_config, word_problems
 from llava_remap.target_model.presets import (
     IMAGE_PROCESSORS,
@@ -123,6 +128,7 @@ __all__ = [
     "text_config",
     "text_differences",
     "text_model_of",
+    "unknown_sizes",
     "unknown_target",
     "unread_keys",
     "unread_of_towers",

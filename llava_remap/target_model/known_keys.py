@@ -12,7 +12,14 @@ from typing import Any
 
 from llava_remap.core.cache import cached_value
 from llava_remap.core.problem import Problem
-from llava_remap.rulefile import ConfigValue, PixelProcessor, Processor, RuleFile
+from llava_remap.rulefile import (
+    ConfigValue,
+    PixelProcessor,
+    Processor,
+    RuleFile,
+    load_rule_file,
+    shipped_rule_files,
+)
 from llava_remap.target_model.config_keys import keys_read, list_values, sort_keys
 from llava_remap.target_model.config_parts import TEXT_KIND, TOWER_KIND, own_vision_configs
 from llava_remap.target_model.constants import (
@@ -193,19 +200,48 @@ def _unknown(rules: RuleFile, known: _Known) -> Iterator[tuple[Place, str, str]]
 
 def _unknown_sizes(rules: RuleFile, known: _Known) -> Iterator[tuple[Place, str, str]]:
     """Keys of `let` that the target's config doesn't have."""
-    whose = f"{rules.target.class_}'s config"
+    for place, said in _said_sizes(rules):
+        if wrong := _wrong_size(f"{rules.target.class_}'s config", said, known):
+            yield place, *wrong
+
+
+def unknown_sizes(rules: RuleFile) -> list[Problem]:
+    """LR201, with its place, for keys of `let` that no class of a shipped rule file has in its
+    config: for a rule file without a class.
+    """
+    said = list(_said_sizes(rules))
+    files = map(load_rule_file, shipped_rule_files().values()) if said else ()
+    classes = {file.target.class_ for file in files} - {None}
+    every = [_known(str(name), None, {}) for name in sorted(map(str, classes))]
+    whose = "the config of any class in the shipped rule files"
+    found = []
+    for place, key in said:
+        wrong = [_wrong_size(whose, key, known) for known in every]
+        if wrong and None not in wrong:
+            cause, fix = wrong[0] or ("", "")
+            found.append(Problem("LR201", cause, fix, place=rules.tree.locate(place).mark))
+    return found
+
+
+def _said_sizes(rules: RuleFile) -> Iterator[tuple[Place, str]]:
+    """The keys of `let`, each with its place."""
     for number, rule in enumerate(rules.text.tensors):
         for name, said in rule.let.items():
-            keys: Keys | None = known.keys
-            parts = said.removeprefix("target.").split(".")
-            place: Place = ("tensors", number, "let", name)
-            for at, part in enumerate(parts):
-                if keys is not None and part not in keys:
-                    yield place, *_no_key(whose, parts[:at], part, keys, known.version)
-                keys = keys.get(part) if keys is not None else None
-            if keys:
-                cause = f"`{'.'.join(parts)}` of {whose} is a group of values, and no number."
-                yield place, cause, f"Write one of its values: {said}.{min(keys)}."
+            yield ("tensors", number, "let", name), said
+
+
+def _wrong_size(whose: str, said: str, known: _Known) -> tuple[str, str] | None:
+    """Why a key of `let` isn't the key of a number, and the fix; None if it may be."""
+    keys: Keys | None = known.keys
+    parts = said.removeprefix("target.").split(".")
+    for at, part in enumerate(parts):
+        if keys is not None and part not in keys:
+            return _no_key(whose, parts[:at], part, keys, known.version)
+        keys = keys.get(part) if keys is not None else None
+    if keys:
+        cause = f"`{'.'.join(parts)}` of {whose} is a group of values, and no number."
+        return cause, f"Write one of its values: {said}.{min(keys)}."
+    return None
 
 
 def _unknown_kinds(rules: RuleFile, known: _Known) -> Iterator[tuple[Place, str, str]]:

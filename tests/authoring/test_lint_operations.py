@@ -33,6 +33,26 @@ def test_a_size_that_the_targets_class_doesnt_know(tmp_path: Path, key: str, cau
         assert of_sizes[0].mark.line == 11
 
 
+@pytest.mark.parametrize(
+    ("key", "cause"),
+    [
+        ("text_config.numm_heads", "`numm_heads` is no key of the config of any class"),
+        ("text_config", "is a group of values"),
+        ("text_config.num_key_value_heads", ""),
+    ],
+)
+def test_a_size_of_a_part_that_no_class_knows(tmp_path: Path, key: str, cause: str) -> None:
+    path = tmp_path / "part.yaml"
+    operations = RULES.split("tensors:")[1].replace("text_config.num_key_value_heads", key)
+    path.write_text(f"schema: 1\ntensors:{operations}")
+    [linted] = lint_files([path])
+    found = [finding for finding in linted.findings if finding.problem.code == "LR201"]
+    assert [cause in finding.problem.cause for finding in found] == [True] * bool(cause)
+    if cause:
+        assert found[0].mark is not None
+        assert found[0].mark.line == 7
+
+
 def test_sizes_that_dont_add_up_for_a_checkpoint(tmp_path: Path, fused_source: Path) -> None:
     """`apply` refuses the same; lint has it at the operation's place."""
     path = tmp_path / "r.yaml"

@@ -50,6 +50,19 @@ def written(rule: str) -> Path:
         ),
         ("from: '{m}.a', to: '{m}.b', how: {axis: 1, axes: [1, 0]}", "only allowed with `view`"),
         ("from: '{m}.a', to: [{drop: why}, {drop: why}], how: {split: 0}", "every part is dropped"),
+        ("from: '{m}.a', to: ['{m}.b', '{m}.b'], how: {split: 0}", "`to` has `{m}.b` twice"),
+        ("from: ['{m}.a', '{m}.a'], to: '{m}.b', how: {concat: 0}", "`from` has `{m}.a` twice"),
+        ("from: '{m}.a', to: '{m}.b', how: {view: [a-b, '*'], axes: [1, 0]}", "a size is a whole"),
+        ("from: '{m}.a', to: '{m}.b', how: {view: [0, '*'], axes: [1, 0]}", "a size is a whole"),
+        ("from: '{m}.a', to: '{m}.b', how: {view: [1.5, '*'], axes: [1, 0]}", "a size is a whole"),
+        (
+            "from: '{m}.a', to: ['{m}.b', {drop: why, size: a b}], how: {split: 0}",
+            "a size is a whole",
+        ),
+        (
+            "from: '{m}.a', to: '{m}.b', how: {view: [h, '*'], axes: [1, 0]}, let: {h: source.x}",
+            "`source.x` isn't `target.` and a key of its config",
+        ),
         (
             "from: '{m}.a', to: [{drop: why}, {drop: why}, '{m}.b'], how: {split: 0}",
             "all but one need a `size`",

@@ -19,7 +19,7 @@ from llava_remap.core.problem import Problem, RemapError, RunawayRuleError
 from llava_remap.post_load.run import load_post_load_rule
 from llava_remap.rewrite import compile_all
 from llava_remap.rulefile import RuleFile, load_rule_file, shipped_folder
-from llava_remap.target_model import TEXT_KIND, unknown_target
+from llava_remap.target_model import TEXT_KIND, unknown_sizes, unknown_target
 
 __all__ = ["Finding", "Linted", "Names", "lint", "lint_files"]
 
@@ -87,7 +87,9 @@ def _linted(file: str | Path, sources: Sequence[str]) -> Linted:
         rules = load_rule_file(file)
     except RemapError as error:
         return Linted(str(file), tuple(map(Finding.of, error.problems)), loaded=False)
-    unfit = [*_plug_ins(rules), *_unsaid(rules), *map(Finding.of, unknown_target(rules))]
+    has_class = rules.text.target is not None and rules.text.target.class_ is not None
+    unknown = unknown_target(rules) if has_class else unknown_sizes(rules)
+    unfit = [*_plug_ins(rules), *_unsaid(rules), *map(Finding.of, unknown)]
     try:
         linted = lint(rules, _real_names(rules, sources) if sources and not unfit else None)
     except RunawayRuleError as error:

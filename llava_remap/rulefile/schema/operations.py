@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Discriminator, Field, PrivateAttr, Tag, model_validator
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PlainValidator,
+    PrivateAttr,
+    Tag,
+    WithJsonSchema,
+    model_validator,
+)
 
 from llava_remap.rulefile.operation import AS_STORED, REST, End, Join, Operation, Seen
 from llava_remap.rulefile.schema.part import (
@@ -18,8 +29,36 @@ from llava_remap.rulefile.schema.part import (
 from llava_remap.rulefile.template import PatternError, Template
 
 Axis = Annotated[int, Field(ge=0, lt=8)]
-Count = Annotated[int, Field(ge=1)]
-SizeName = Annotated[str, Field(pattern=r"^([A-Za-z_][A-Za-z0-9_]*|\*)$")]
+_NAME = r"^([A-Za-z_][A-Za-z0-9_]*|\*)$"
+
+
+def _size(value: Any) -> Any:
+    is_number = type(value) is int and value >= 1
+    is_name = isinstance(value, str) and re.search(_NAME, value)
+    said = "a size is a whole number from 1, a name of `let`, or * in quotes"
+    check("form", (not is_number and not is_name, said))
+    return value
+
+
+AnySize = Annotated[
+    int | str,
+    PlainValidator(_size),
+    WithJsonSchema(
+        {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": _NAME}]}
+    ),
+]
+
+_KEY = r"^target\.[A-Za-z_][A-Za-z0-9_.]*$"
+
+
+def _of_target(key: str) -> str:
+    check("form", (not re.search(_KEY, key), f"`{key}` isn't `target.` and a key of its config"))
+    return key
+
+
+SizeKey = Annotated[
+    str, AfterValidator(_of_target), WithJsonSchema({"type": "string", "pattern": _KEY})
+]
 
 #: The step for a mapping in `from` or `to`, in pydantic's path to an error.
 SEEN = "{name}"
@@ -30,7 +69,7 @@ LISTED = "[tensors]"
 class _View(Part):
     """Divides and reorders the axes of a tensor."""
 
-    view: tuple[Count | SizeName, ...] = Field(
+    view: tuple[AnySize, ...] = Field(
         (),
         description="sizes of the axes into which one axis is divided: numbers, names of `let`, "
         "and one * for the remaining size",
@@ -71,7 +110,7 @@ class SeenTensor(_View):
         min_length=1,
         description="in `to`: drops the part; the text is the reason, for the report",
     )
-    size: Count | SizeName = Field(
+    size: AnySize = Field(
         REST, description="size of a dropped part along the axis; * for the remaining size"
     )
 
@@ -193,7 +232,7 @@ class TensorRule(Part):
     from_: Tensors = Field(alias="from", description="the tensor to take, or the list of tensors")
     to: Tensors = Field(description="the tensor to make, or the list of tensors")
     how: How = Field(description="how the tensors are divided or joined")
-    let: dict[str, Annotated[str, Field(pattern=r"^target\.[A-Za-z_][A-Za-z0-9_.]*$")]] = Field(
+    let: dict[str, SizeKey] = Field(
         {}, description="name for a size → key of the target's config (target.text_config.…)"
     )
     when: Condition | None = Field(

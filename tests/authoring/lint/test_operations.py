@@ -68,8 +68,11 @@ def test_operations_for_other_checkpoints_take_nothing_from_each_other(linted: L
             "`tensors/o` gets no `x.{m...}.qkv.w`: `tensors/qkv` takes these names first.",
         ),
         (
-            ["{id: j, from: ['{m...}.{x}.w', '{m...}.{x}.w'], to: '{m}.{x}.v', how: {concat: 0}}"],
-            "`tensors/j` takes the names of `{m...}.{x}.w` for another entry of `from`.",
+            [
+                "{id: j, from: ['{m...}.{x}.w', '{m...}.{x:int}.w'], to: '{m}.{x}.v', "
+                "how: {concat: 0}}"
+            ],
+            "`tensors/j` takes the names of `{m...}.{x:int}.w` for another entry of `from`.",
         ),
     ],
 )
