@@ -1,5 +1,5 @@
-"""Folders as Mistral publishes them, in a Python that has mistral-common: the written tokenizers give
-its ids. Elsewhere these tests are skipped.
+"""Folders as Mistral publishes them, in a Python that has mistral-common: the written tokenizers
+give its ids. Elsewhere these tests are skipped.
 """
 
 from __future__ import annotations
