@@ -91,7 +91,7 @@ CODES: dict[str, Code] = {
     "LR113": Code("unreadable tokenizer, config, record or snapshot", Exit.INPUT,
         "A tokenizer, processor or config file, a folder's record, or a rule file's snapshot "
         "can't be understood. Replace it with the original."),
-    "LR114": Code("not to be had from the hub", Exit.INPUT,
+    "LR114": Code("not available from the hub", Exit.INPUT,
         "No network, no such repository or revision, no permission, or a server error. Or an "
         "answer that no hub gives: an ETag or a commit that is a path, other bytes than "
         "announced. Or a cache with links that lead out of it. Download the checkpoint elsewhere "
@@ -199,7 +199,7 @@ CODES: dict[str, Code] = {
     "LR315": Code("what users of the folder have to know", Exit.PROBLEMS,
         "Note from the rule file: what the folder does differently from the research code, or "
         "doesn't do. Or the values that were assumed since no config is the training's own."),
-    "LR316": Code("another part than is named", Exit.PROBLEMS,
+    "LR316": Code("another part than the one named", Exit.PROBLEMS,
         "Note. A tower other than the one in the config is taken, or a model other than the one "
         "that an adapter or a projector was trained from. It was given, or it is a default with "
         "the same name."),

@@ -164,8 +164,8 @@ def print_problems(console: Console, problems: Sequence[Problem], plan: Plan | N
     if operations:
         write_section(
             console,
-            "Sizes and names that add up, for `tensors`; look whether rows follow one another or "
-            "take turns before you paste one",
+            "Sizes and names that add up, for `tensors`; check whether rows follow one another "
+            "or alternate before you paste one",
             [
                 *(f"  {line}" for line in operations[:MOST_LINES]),
                 more(len(operations) - MOST_LINES, _MORE_IN_PLAN),

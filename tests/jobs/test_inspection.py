@@ -221,12 +221,12 @@ def no_class(tensors: Tensors, config: Config) -> None:
             [
                 "LR314",
                 "quantization: {'group_size': 64, 'bits': 4}",
-                "only unquantised ones are converted",
+                "only unquantised weights are converted",
             ],
         ),
         (
             said_to_be_quantised,
-            ["LR314", "quantization_config: {'quant_method': 'bitsandbytes'", "take the key out"],
+            ["LR314", "quantization_config: {'quant_method': 'bitsandbytes'", "remove the key"],
         ),
         (
             another_class,
