@@ -160,10 +160,11 @@ def _refuse_lacking(back: TakenBack) -> None:
     if dropped := next((end for end in operation.targets if end.names is None), None):
         raise _LostError(f"it drops a part ({dropped.reason})")
     for number, end in enumerate(operation.targets):
-        there = sorted(at for each, at in back.made if each == number)
-        if absent := {*range(max(there, default=0) + 1)} - {*there}:
+        there = {at for each, at in back.made if each == number}
+        absent = min({*range(len(there) + 1)} - there)
+        if absent <= max(there, default=0):
             raise _LostError(
-                f"the checkpoint has no `{operation.made(number, back.fields, min(absent))}`"
+                f"the checkpoint has no `{operation.made(number, back.fields, absent)}`"
             )
         assert end.each or len(there) == 1
 
@@ -219,10 +220,9 @@ def _stored(seen: Seen, join: Join, ends: Sequence[Sequence[Shape]], count: int)
         count: number of tensors along the stacked axis.
     """
     own = ends[0][0]
+    needed = max((axis + 1 for axis in (join.along, join.stacked) if axis is not None), default=0)
     for rank in range(_MOST_AXES + 1):
-        if (axes := _axes(rank, seen)) is None or max(join.along or 0, join.stacked or 0) >= max(
-            len(axes), 1
-        ):
+        if (axes := _axes(rank, seen)) is None or len(axes) < needed:
             continue
         changes = (one != other for one, other in pairwise(axes))
         groups = [*accumulate(changes, initial=0)][: len(axes)]

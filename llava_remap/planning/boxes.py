@@ -209,14 +209,13 @@ class Part:
         """A rename: a whole source tensor becomes a whole target tensor."""
         return cls(source, shape, Box.whole(name, shape), Box.whole(target, shape))
 
-    @property
-    def is_whole(self) -> bool:
-        """Whether every number of both tensors keeps its place."""
-        return (
-            self.taken.view == self.placed.view == self.shape
-            and self.taken.is_whole(self.shape)
-            and self.placed.is_whole(self.shape)
-        )
+    def is_rename(self, shape: Shape) -> bool:
+        """Whether the part is all of both tensors, and changes only the name.
+
+        Args:
+            shape: of the target tensor.
+        """
+        return self.shape == shape and self.taken.is_whole(shape) and self.placed.is_whole(shape)
 
     def swapped(self, source: str, shape: Shape) -> Part:
         """The reverse part: `source` has the target tensor, which is of this shape."""

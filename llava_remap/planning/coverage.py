@@ -52,7 +52,7 @@ def placement_problems(
 
 def _is_renamed(entry: Mapped) -> bool:
     """Whether an entry can't have gaps: it is one whole tensor, or a post-load rule makes it."""
-    return entry.is_made or (len(entry.parts) == 1 and entry.parts[0].is_whole)
+    return entry.is_made or entry.is_renamed
 
 
 def _taken(
@@ -69,8 +69,10 @@ def _taken(
             Box.whole(alias.source.name, alias.shape)
         )
     for left_out in dropped:
-        if left_out.box is not None:  # a part of a tensor whose other parts are mapped
-            found[SourceName(left_out.source, left_out.name)][1].append(left_out.box)
+        origin = SourceName(left_out.source, left_out.name)
+        # Without mapped parts, other tensors provide their parameters too, which is reported.
+        if left_out.box is not None and origin in found:
+            found[origin][1].append(left_out.box)
     return {
         origin: (shape, boxes)
         for origin, (shape, boxes) in found.items()

@@ -186,12 +186,16 @@ class Mapped:
         return tuple(step for step in self.then if isinstance(step, AddLora))
 
     @property
+    def is_renamed(self) -> bool:
+        """Whether the parts are one whole source tensor, whose numbers and shape stay."""
+        return len(self.parts) == 1 and self.parts[0].is_rename(self.shape_before)
+
+    @property
     def merges_whole(self) -> bool:
         """Whether a LoRA pair is added to the matrix that the parts make, or to a whole source
         tensor, which is the same.
         """
-        is_renamed = len(self.parts) == 1 and self.parts[0].is_whole
-        return bool(self.loras) and (is_renamed or self.loras[0].base is None)
+        return bool(self.loras) and (self.is_renamed or self.loras[0].base is None)
 
     def base_shape(self, lora: AddLora) -> Shape:
         """The shape of the matrix that a LoRA pair changes."""
@@ -234,7 +238,7 @@ class Mapped:
             "target": self.target,
             "dtype": self.dtype,
             "shape": list(self.shape),
-            "from": [part_json(part) for part in self.parts],
+            "from": [part_json(part, self.shape_before) for part in self.parts],
             "then": [step.to_json() for step in self.then],
             "rules": list(self.rules),
         }
@@ -296,10 +300,14 @@ def refuse_uncovered(mapped: Collection[Mapped]) -> None:
             raise ValueError(f"the parts of `{entry.target}` don't cover it")
 
 
-def part_json(part: Part) -> dict[str, Any]:
-    """The JSON form of a part. A whole tensor has the source tensor's name alone."""
+def part_json(part: Part, whole: Shape) -> dict[str, Any]:
+    """The JSON form of a part. A renamed tensor has the source tensor's name alone.
+
+    Args:
+        whole: the shape of the target tensor.
+    """
     named = {"source": part.source, "name": part.taken.name}
-    if part.is_whole:
+    if part.is_rename(whole):
         return named
     boxes = {"taken": part.taken.to_json(), "placed": part.placed.to_json()}
     return {**named, "shape": list(part.shape), **boxes}

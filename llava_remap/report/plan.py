@@ -197,7 +197,7 @@ def _operations(plan: Plan) -> Iterator[str | Text]:
     """
     made: dict[str, list[Mapped]] = defaultdict(list)
     for entry in plan.mapped:
-        if not all(part.is_whole for part in entry.parts):
+        if not (entry.is_made or entry.is_renamed):
             made[entry.rules[-1]].append(entry)
     for label, entries in made.items():
         taken = {(part.source, part.taken.name) for entry in entries for part in entry.parts}

@@ -33,7 +33,8 @@ _FIELD = re.compile(
     rf"\{{(?:({_NAME})(\.\.\.|:int|:each)?|((?:[1-9][0-9]{{0,3}}\*)?{_NAME}(?:[+-][0-9]{{1,4}})?))\}}"
 )
 _FIELD_ALONE = re.compile(r"\{[^{}]*\}")
-_PLAIN_NUMBER = r"(?:0|[1-9][0-9]*)"
+#: Without leading zeros, and short enough for `int`, which refuses texts of more than 4300 digits.
+_PLAIN_NUMBER = r"(?:0|[1-9][0-9]{0,17})"
 _KINDS = {
     "": r"[^.]+", ":int": r"[0-9]+", ":each": _PLAIN_NUMBER, "...": r"[^.]+(?:\.[^.]+)*"
 }  # fmt: skip

@@ -261,11 +261,16 @@ def _sizes(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         "intermediate_size": first_mlp.shape[0],
         "num_hidden_layers": 1
         + max(
-            (int(number) for name in layered if (number := name.split(".")[2]).isdecimal()),
+            (int(number) for name in layered if _is_number(number := name.split(".")[2])),
             default=-1,
         ),
         "has_head": any(name.startswith("head.") for name in tower),
     }
+
+
+def _is_number(segment: str) -> bool:
+    """Whether a segment of a name is a number, and no longer than a layer's can be."""
+    return segment.isdecimal() and len(segment) < 10
 
 
 def _known(

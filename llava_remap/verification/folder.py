@@ -253,7 +253,7 @@ def _tie(written: Catalog, alias: Alias, recipe: Recipe) -> str:
     other = recipe.mapped.get(alias.of)
     if alias.target in written or other is None:
         return "is tied to another parameter by the record, and is not in the folder"
-    if len(other.parts) != 1 or not other.parts[0].is_whole:
+    if not other.is_renamed:
         return f"is tied to `{alias.of}`, which consists of several tensors"
     if difference := _other_header(
         alias.source, (alias.dtype, alias.shape), recipe

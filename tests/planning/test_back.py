@@ -99,6 +99,11 @@ EXPERTS = Join(along=1, stacked=0)
             {(0, 0): (6, 5, 3)},
             {(0, number): (6, 5) for number in range(3)},
         ),
+        (  # scalars
+            Operation((end("{m}.scales"),), (end("{m}.{e:each}.scale"),), Join(stacked=0)),
+            {(0, number): () for number in range(3)},
+            {(0, 0): (3,)},
+        ),
         (
             Operation((end("{m}.g"), end("{m}.u")), (end("{m}.gu"),), Join(stacked=0)),
             {(0, 0): (2, 6)},

@@ -4,11 +4,13 @@ without torch.
 
 from __future__ import annotations
 
+import json
+
 from llava_remap.checkpoint import LoraPair, Tensor
-from llava_remap.planning import AddLora, Cast, Plan, PostLoad, PostLoadChange
+from llava_remap.planning import AddLora, Cast, Mapped, Plan, PostLoad, PostLoadChange
 from llava_remap.post_load import Change
 from llava_remap.routing import SourceName
-from tests.planning.conftest import Planned, checkpoint
+from tests.planning.conftest import RULES, Planned, checkpoint
 
 BODY = {"model.a": (2, 3), "model.b": (5,)}
 WANTED = {"language_model.a": (2, 3), "language_model.b": (5,)}
@@ -36,7 +38,7 @@ def test_a_rename(planned: Planned) -> None:
         ("F16", (2, 3), ("names/body",), ()),
         ("F16", (5,), ("names/body",), ()),
     ]
-    assert all(part.is_whole for m in plan.mapped for part in m.parts)
+    assert all(entry.is_renamed for entry in plan.mapped)
     assert (plan.nbytes_read, plan.nbytes_write) == (22, 22)
 
 
@@ -218,3 +220,25 @@ def test_lists_are_sorted_whatever_order_the_source_has(planned: Planned) -> Non
     plan = planned({name: BODY[name] for name in reversed(BODY)}, WANTED)
     assert [m.target for m in plan.mapped] == sorted(WANTED)
     assert plan.target_names == tuple(sorted(WANTED))
+
+
+def operation(to: str, how: str) -> str:
+    return RULES + f"tensors:\n  - {{id: part, from: '{{m...}}.w', to: {to}, how: {how}}}\n"
+
+
+def test_the_record_tells_a_column_from_a_vector(planned: Planned) -> None:
+    """The numbers of both have the same order, but the way back makes the old shape."""
+    rules = operation("['{m}.v']", "{unstack: 1}")
+    plan = planned({"model.w": (4, 1)}, {"language_model.v": (4,)}, rules=rules)
+    [entry] = plan.mapped
+    assert plan.complete
+    assert not entry.is_renamed
+    assert Mapped.from_json(json.loads(json.dumps(entry.to_json()))) == entry
+    assert entry.parts[0].shape == (4, 1)
+
+
+def test_a_part_beside_a_dropped_one_has_two_sources(planned: Planned) -> None:
+    rules = operation("['{m}.a', {drop: padding}]", "{split: 0}")
+    sources = {"model.w": (4, 3), "model.a": (2, 3)}
+    plan = planned(sources, {"language_model.a": (2, 3)}, rules=rules)
+    assert codes(plan) == ["LR304"]

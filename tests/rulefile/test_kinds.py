@@ -118,6 +118,8 @@ def test_it_takes_its_own_examples(fields: dict[str, object], some: bool) -> Non
         ("b.{n-1}.{rest}", "a.1.x", "b.0.x"),
         ("b.{n-1}.{rest}", "a.0.x", None),
         ("b.{n+1}.{rest}", "a.03.x", None),
+        ("b.{n+1}.{rest}", f"a.{10**17}.x", f"b.{10**17 + 1}.x"),
+        ("b.{n+1}.{rest}", f"a.{'9' * 5000}.x", None),  # no layer, and too long for `int`
     ],
 )
 def test_a_new_name_computes_with_a_number(made: str, old: str, new: str | None) -> None:

@@ -28,7 +28,7 @@ _KEPT = 128
 #: The largest multiple of a small size that a dimension can be: five layers' features side by side,
 #: three projections in one matrix.
 _TIMES = 16
-_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+_LAYER = re.compile(r"(?:^|\.)layers\.(\d{1,9})\.")
 _MEND = "Give a checkpoint with the config.json that belongs to it."
 
 #: The meanings of dimensions in a language model's tensors, as products of config sizes. If two

@@ -154,7 +154,7 @@ def _mapped(job: Job, entry: Mapped, wanted: tuple[int, ...] | None) -> Row:
     for lora in entry.loras:
         for origin in (lora.a, lora.b):
             taken[origin] += job.checkpoints[origin.source].catalog[origin.name].nbytes
-    moved = "mapped" if all(part.is_whole for part in entry.parts) else "moved"
+    moved = "mapped" if entry.is_renamed else "moved"
     status = "made" if entry.is_made else "computed" if entry.then else moved
     return Row(
         "mismatched" if wanted is not None else status,
@@ -170,7 +170,7 @@ def _mapped(job: Job, entry: Mapped, wanted: tuple[int, ...] | None) -> Row:
 
 def _how(entry: Mapped) -> Iterator[str]:
     """What happens to the numbers of a parameter."""
-    if not all(part.is_whole for part in entry.parts):
+    if not (entry.is_made or entry.is_renamed):
         yield from _moves(entry)
     for lora in entry.loras:
         scale = "not known from a manifest" if lora.scale is None else f"{lora.scale:g}"
