@@ -190,9 +190,11 @@ def _taken_shapes(
         ends: list[list[Shape]] = [[] for _ in operation.parts]
         for place, name in sorted(names.items()):
             seen = viewed(name, shapes[name], operation.parts[place[0]].seen, values)
-            ends[place[0]].append(seen.merged(seen.box.sizes))
+            own = seen.box.sizes if operation.only_views else seen.merged(seen.box.sizes)
+            ends[place[0]].append(own)
         count = len(ends[0]) if operation.parts[0].each else len(ends)
-        return {(0, 0): _stored(operation.seen, join, ends, count)}
+        shape = _stored(operation.seen, join, ends, count, divided=operation.only_views)
+        return {(0, 0): shape}
     if join.along is not None:
         raise _LostError("the sizes of the tensors that it joined are unknown")
     [name] = names.values()
@@ -204,27 +206,30 @@ def _taken_shapes(
         raise MisfitError(f"`{name}` holds {count} tensors, not {len(operation.parts)}")
     own = whole.merged(whole.box.sizes, join.stacked)
     return {
-        (number, at): _stored(end.seen, Join(), [[own]], 1)
+        (number, at): _stored(end.seen, Join(), [[own]], 1, divided=False)
         for number, end in enumerate(operation.parts)
         for at in range(count if end.each else 1)
     }
 
 
-def _stored(seen: Seen, join: Join, ends: Sequence[Sequence[Shape]], count: int) -> Shape:
+def _stored(
+    seen: Seen, join: Join, ends: Sequence[Sequence[Shape]], count: int, *, divided: bool
+) -> Shape:
     """The stored shape of a tensor.
 
     Args:
         seen: the tensor's view and order of axes.
-        ends: for each part, the sizes of its tensors after their views. Axes into which a view
-            divided an axis count as one.
+        ends: for each part, the sizes of its tensors after their views.
         count: number of tensors along the stacked axis.
+        divided: whether the axes into which a view divided an axis count as they are; otherwise
+            they count as one.
     """
     own = ends[0][0]
     needed = max((axis + 1 for axis in (join.along, join.stacked) if axis is not None), default=0)
     for rank in range(_MOST_AXES + 1):
         if (axes := _axes(rank, seen)) is None or len(axes) < needed:
             continue
-        changes = (one != other for one, other in pairwise(axes))
+        changes = (divided or one != other for one, other in pairwise(axes))
         groups = [*accumulate(changes, initial=0)][: len(axes)]
         kept = dict.fromkeys(group for at, group in enumerate(groups) if at != join.stacked)
         if len(kept) != len(own):

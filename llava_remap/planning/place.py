@@ -228,6 +228,9 @@ def _extent(whole: Viewed, join: Join, part: PartOfWhole) -> int | None:
 def _placed(region: Box, whole: Viewed, join: Join, part: Viewed | None) -> Placed:
     """The place of a part in the whole, with both regions in axes of the same sizes.
 
+    Axes into which a view divided an axis count as one, unless the part fits its place only if they
+    count as they are.
+
     Raises:
         MisfitError: the part has another shape than its place.
     """
@@ -237,6 +240,9 @@ def _placed(region: Box, whole: Viewed, join: Join, part: Viewed | None) -> Plac
     wanted = whole.merged(region.sizes, join.stacked)
     own = part.merged(sizes)
     if _without_ones(own) != _without_ones(wanted):
+        # The axes into which a view divides the one tensor may be axes of the other.
+        if _without_ones(sizes) == _without_ones(_without(region.sizes, join.stacked)):
+            return Placed(*_matched(part.box, region))
         raise MisfitError(
             f"`{name}` has the shape {list(own)}, but its place in `{region.name}` has "
             f"{list(wanted)}"
@@ -254,6 +260,10 @@ def _placed(region: Box, whole: Viewed, join: Join, part: Viewed | None) -> Plac
                 f"`{region.name}` divides it into {list(theirs)}"
             )
     return Placed(*_matched(part.box, region))
+
+
+def _without(sizes: Shape, axis: int | None) -> Shape:
+    return tuple(size for at, size in enumerate(sizes) if at != axis)
 
 
 def _without_ones(sizes: Shape) -> Shape:

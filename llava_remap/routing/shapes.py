@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import groupby
+from math import prod
 
-from llava_remap.rulefile import AS_STORED, Operation, Seen
+from llava_remap.rulefile import AS_STORED, REST, Operation, Seen
 
 Shape = tuple[int, ...]
 
@@ -26,7 +27,10 @@ def made_shape(operation: Operation, shapes: Mapping[tuple[int, int], Shape]) ->
     if operation.divides:
         if len(parts) > 1 or parts[0].each:
             return None
-        seen = _merged(next(iter(shapes.values())), operation.seen)
+        whole = next(iter(shapes.values()))
+        if operation.only_views:
+            return _divided(whole, operation.seen)
+        seen = _merged(whole, operation.seen)
         return seen if seen is None or stacked is None else seen[:stacked] + seen[stacked + 1 :]
     first = shapes.get((0, 0))
     if operation.seen != AS_STORED or first is None:
@@ -37,6 +41,19 @@ def made_shape(operation: Operation, shapes: Mapping[tuple[int, int], Shape]) ->
         return None
     total = sum(shape[along] for shape in shapes.values() if along < len(shape))
     return (*first[:along], total, *first[along + 1 :])
+
+
+def _divided(shape: Shape, seen: Seen) -> Shape | None:
+    """A shape after the view; None if the sizes of the view aren't known here or don't fit."""
+    known = [size for size in seen.view if isinstance(size, int)]
+    rest = seen.view.count(REST)
+    if seen.axis >= len(shape) or len(known) + rest < len(seen.view):
+        return None
+    count, left = divmod(shape[seen.axis], prod(known))
+    if left or (not rest and count != 1):
+        return None
+    sizes = tuple(size if isinstance(size, int) else count for size in seen.view)
+    return (*shape[: seen.axis], *sizes, *shape[seen.axis + 1 :])
 
 
 def _merged(shape: Shape, seen: Seen) -> Shape | None:

@@ -236,6 +236,14 @@ class Operation:
         return ", ".join(words)
 
     @property
+    def only_views(self) -> bool:
+        """Whether it has a view and nothing else: the axes into which the view divides an axis of
+        one tensor are axes of the other.
+        """
+        seen = (self.seen, *(part.seen for part in self.parts))
+        return self.join == Join() and not any(each.axes for each in seen)
+
+    @property
     def divides(self) -> bool:
         """Whether the whole is taken and the parts are made. Otherwise parts are joined."""
         return len(self.sources) == 1 and not self.sources[0].each

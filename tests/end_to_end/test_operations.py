@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from llava_remap import apply, load_model, plan, revert, verify
 from llava_remap.core.problem import RemapError
-from tests.conftest import Tensors
-from tests.fused import PLAIN, RULES, same, sources, weights
+from tests.conftest import CLIP, Tensors
+from tests.fused import HEAD, PLAIN, RULES, changed_checkpoint, same, sources, weights
 
 TABLE = """\
   - id: table
@@ -229,3 +229,63 @@ def test_a_part_that_the_checkpoint_lacks_is_told(fused_source: Path, fused_rule
         told["LR321"].cause
     )
     assert not Path("back").exists()
+
+
+RESHAPED = """\
+  - {id: up, from: '{m...}.up_proj.weight', to: {name: '{m}.up_proj.weight', view: [2, '*']}, \
+how: {}}
+  - {id: down, from: '{m...}.down_proj.weight', to: '{m}.down_proj.weight', how: {unstack: 2}}
+  - id: patches
+    from: '{m...}.patch_embedding.weight'
+    to: '{m}.patch_embedding.weight'
+    how: {axis: 1, view: [3, 14, '*']}
+"""
+
+
+@pytest.fixture
+def reshaped(tmp_path: Path) -> dict[str, str]:
+    """A matrix with a third axis, one with a last axis of size 1, and a tower whose convolution is
+    the matrix of a linear layer.
+    """
+    (tmp_path / "reshaped.yaml").write_text(HEAD + RESHAPED)
+
+    def reshape(tensors: Tensors) -> None:
+        for name, value in tensors.items():
+            if "up_proj" in name:
+                tensors[name] = value.reshape(2, -1, value.shape[1])
+            elif "down_proj" in name:
+                tensors[name] = value[:, :, None]
+
+    model = changed_checkpoint(tmp_path / "model", reshape)
+    tower = tmp_path / "tower"
+    shutil.copytree(CLIP, tower)
+    [file] = tower.glob("*.safetensors")
+    tensors = load_file(file)
+    name = "vision_model.embeddings.patch_embedding.weight"
+    tensors[name] = tensors[name].flatten(1)
+    save_file(tensors, file, {"format": "pt"})
+    return {"model": str(model), "vision_tower": str(tower)}
+
+
+def test_a_view_makes_axes_and_takes_them(reshaped: dict[str, str]) -> None:
+    apply("llava-v1.5", sources(PLAIN), "plain")
+    apply("reshaped.yaml", reshaped, "made", verify="full")
+    assert same(weights(Path("plain")), weights(Path("made")))
+    assert verify("made", against=reshaped).problems == ()
+    revert("made", "back")
+    for name, folder in reshaped.items():
+        stored, back = weights(Path(folder)), weights(Path("back") / name)
+        assert back
+        assert all(torch.equal(back[one], stored[one]) for one in back)
+
+
+def test_what_a_view_made_is_taken_back_by_the_rules_alone(reshaped: dict[str, str]) -> None:
+    apply("reshaped.yaml", reshaped, "made")
+    Path("made/llava_remap.json").unlink()
+    revert("made", "back", rules="reshaped.yaml", verify="full")
+    back, stored = weights(Path("back")), weights(Path(reshaped["model"]))
+    for kind in ("up_proj", "down_proj"):
+        name = f"model.layers.0.mlp.{kind}.weight"
+        assert torch.equal(back[name], stored[name])
+    [patches] = [name for name in back if "patch_embedding" in name]
+    assert back[patches].ndim == 2

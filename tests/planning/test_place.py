@@ -230,3 +230,30 @@ def test_a_single_tensor_is_not_unstacked_of_several() -> None:
     [[placed]] = place(viewed("whole", (2, 6), AS_STORED, {}), Join(stacked=0), alone((6,)))
     gaps, _ = coverage_gaps((2, 6), [placed.in_whole])
     assert gaps, "the second one goes nowhere"
+
+
+@given(st.lists(st.integers(1, 4), min_size=2, max_size=3), st.integers(0, 3), st.integers(0, 2))
+def test_a_view_makes_several_axes_of_one(view: list[int], rank: int, axis: int) -> None:
+    """numpy reshapes: a convolution's kernel from the matrix of a linear layer, and back."""
+    axis = min(axis, rank)
+    before, after = (2, 3, 2)[:axis], (3, 2, 4)[axis:rank]
+    whole = numbered(*before, prod(view), *after)
+    shape = (*before, *view, *after)
+    seen = Seen(axis, tuple(view))
+    [found] = parts_of(
+        whole, place(viewed("whole", whole.shape, seen, {}), Join(), alone(shape)), [shape]
+    )
+    assert (found == whole.reshape(shape)).all()
+    [back] = parts_of(
+        whole.reshape(shape),
+        place(viewed("whole", shape, AS_STORED, {}), Join(), alone(whole.shape, seen=seen)),
+        [whole.shape],
+    )
+    assert (back == whole).all()
+
+
+def test_other_axes_than_those_of_the_view_are_refused() -> None:
+    whole = viewed("whole", (24, 5), Seen(0, (4, "*")), {})
+    for shape in ((6, 4, 5), (4, 5, 6), (4, 3, 2, 5), (24, 1, 6), (4, 30)):
+        with pytest.raises(MisfitError, match="its place in"):
+            place(whole, Join(), alone(shape))

@@ -22,6 +22,11 @@ ONE, TWO = np.zeros((1, 6, 4)), np.zeros((3, 6, 4))
         ("from: a, to: b, how: {axes: [2, 0, 1]}", {"a": TWO}, TWO.transpose(2, 0, 1)),
         ("from: a, to: b, how: {unstack: 0}", {"a": ONE}, ONE[0]),
         ("from: a, to: b, how: {axis: 1, view: [2, '*'], axes: [0, 2, 1, 3]}", {"a": TWO}, TWO),
+        (
+            "from: a, to: b, how: {axis: 1, view: [2, '*']}",
+            {"a": TWO},
+            TWO.reshape(3, 2, 3, 4),
+        ),
         ("from: [a, c], to: b, how: {concat: 0}", {"a": ONE, "c": TWO}, np.concatenate([ONE, TWO])),
         ("from: [a, c], to: b, how: {stack: 1}", {"a": TWO, "c": TWO}, np.stack([TWO, TWO], 1)),
         (
@@ -42,6 +47,8 @@ def test_a_shape_that_the_old_tensors_tell(
     [
         ("from: a, to: [b, c], how: {split: 0}", {"a": TWO}),
         ("from: a, to: b, how: {axis: 1, view: [2, '*'], axes: [1, 0, 2, 3]}", {"a": TWO}),
+        ("from: a, to: b, how: {axis: 1, view: [4, '*']}", {"a": TWO}),
+        ("from: a, to: {name: b, view: [3, 6]}, how: {}", {"a": TWO}),
         ("from: [a, c], to: b, how: {view: ['*', 2], stack: 1}", {"a": TWO, "c": TWO}),
         ("from: a, to: b, how: {axis: 5, view: [2, '*'], axes: [0, 1, 2, 3, 4, 6, 5]}", {"a": TWO}),
     ],
