@@ -57,6 +57,8 @@ from llava_remap.core import counted, quoted, refuse, several
 #: The most characters of a name. Released models stay below 150; the time for comparing names
 #: grows with the square of their length.
 LONGEST_NAME = 500
+#: The folder in which some trainings (Prismatic's) keep the weights of their steps.
+_STEPS = "checkpoints"
 
 
 def open_checkpoint(path: Path, *, weights: bool = True, part: bool = False) -> Checkpoint:
@@ -209,12 +211,12 @@ def _open_folder(folder: Path, part: bool) -> Checkpoint:
 
 def _with_config(folder: Path, form: Form) -> tuple[Path, Form]:
     """The folder with config and tokenizer, and the form relative to it. For a step of DeepSpeed,
-    it is the folder above.
+    and for a run's folder `checkpoints`, it is the folder above.
     """
-    above = folder.resolve().parent
+    above, is_below = folder.resolve().parent, folder.resolve().name == _STEPS
     if (
         has_file(folder / "config.json")
-        or not is_states(form.file)
+        or not (is_states(form.file) or is_below)
         or not has_file(above / "config.json")
     ):
         return folder, form

@@ -35,7 +35,8 @@ class StateDict:
 
 def find_state_dict(value: Any, file: Path) -> StateDict:
     """The state dict in `value`: `value` itself, or the dict under `state_dict`, `model` or
-    `module`, which may be nested.
+    `module`, which may be nested. A dict of state dicts, one for each module, is taken as the state
+    dict of the module around them: their names stand before those of their tensors.
 
     Raises:
         RemapError: LR106 if there is none, more than one, or one that holds more than tensors.
@@ -77,6 +78,12 @@ def find_state_dict(value: Any, file: Path) -> StateDict:
             f"{quoted(file.name)} is the state of an optimizer (it has `param_groups`).",
             "Give the weights.",
         )
+    if _is_of_modules(value):
+        value = {
+            f"{module}.{name}": tensor
+            for module, part in value.items()
+            for name, tensor in part.items()
+        }
     if others := [
         str(key)
         for key, item in value.items()
@@ -90,6 +97,23 @@ def find_state_dict(value: Any, file: Path) -> StateDict:
             others,
         )
     return StateDict(value, tuple(inside), tuple(passed_over))
+
+
+def _is_of_modules(value: Mapping[Any, Any]) -> bool:
+    """Whether a dict holds nothing but state dicts under the names of modules, and no name can come
+    from two of them.
+    """
+    parts = list(value.values())
+    return (
+        any(parts)
+        and all(isinstance(part, dict) for part in parts)
+        and all(isinstance(key, str) and "." not in key for key in value)
+        and all(
+            isinstance(name, str) and isinstance(item, Described)
+            for part in parts
+            for name, item in part.items()
+        )
+    )
 
 
 def _holds_tensor(value: Any) -> bool:

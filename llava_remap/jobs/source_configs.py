@@ -7,6 +7,7 @@ from typing import Any
 
 from llava_remap.checkpoint import Checkpoint
 from llava_remap.rulefile import RuleFile
+from llava_remap.target_model import describes_part, embedding_and_head, flat, text_config
 
 
 def configs_by_source(
@@ -28,10 +29,26 @@ def source_configs(
     Configs of overriding sources come first, the last source's first, if they have LLaVA's own
     keys: the language model below a projector or an adapter has none of these. The other configs
     follow in the rule file's order.
+
+    A config of the first source that describes neither language model nor tower is that of a
+    training (Prismatic's). Its values, with dots for nested keys, are laid under those of the
+    language model's config, which is another source's. That says the rows of a table before the
+    training; the first source's own table says them after it.
     """
     found = configs_by_source(rules, checkpoints)
     own = believed(rules, checkpoints)
-    return [found[name] for name in (*own, *(name for name in found if name not in own))]
+    names = [*own, *(name for name in found if name not in own)]
+    training = found.get(rules.first_source)
+    if training is None or describes_part(training):
+        return [found[name] for name in names]
+    base = next((name for name in names if text_config([found[name]]) is not None), None)
+    table, _ = embedding_and_head(checkpoints[rules.first_source].unpaired)
+    rows = {} if table is None else {"vocab_size": table.shape[0]}
+    return [
+        dict(flat(training)) | dict(found[name]) | rows if name == base else found[name]
+        for name in names
+        if name != rules.first_source or base is None
+    ]
 
 
 def overriding(rules: RuleFile, checkpoints: Mapping[str, Checkpoint]) -> list[str]:

@@ -344,8 +344,15 @@ def contradictions(
 
 
 def _value(config: Mapping[str, Any] | None, key: str) -> Any:
-    """The value of a config under a key; the first item if it is a list."""
-    value = (config or {}).get(key)
+    """The value of a config under a key, with dots for nested ones; the first item if it is a
+    list.
+    """
+    value: Any = config or {}
+    if key in value:
+        value = value[key]
+    else:
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
     return (value[0] if value else None) if isinstance(value, list) else value
 
 

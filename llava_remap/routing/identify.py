@@ -52,7 +52,8 @@ def identify(
         refusals: returns the problems of a checkpoint's plan by `hf-layouts`.
     """
     taken, first, checkpoint = routes.taken, rules.first_source, checkpoints[rules.first_source]
-    if rules.target.as_ is not None:  # this config contains the language model's
+    if rules.target.as_ is not None or config is None:
+        # It contains the language model's, or it is a training's, beside which that is missing.
         config = checkpoint.config
     for name, other in checkpoints.items():
         yield _stubs([r for r in taken if r.source == name], other)

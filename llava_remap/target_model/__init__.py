@@ -20,6 +20,7 @@ from llava_remap.target_model.config_keys import unread_keys
 from llava_remap.target_model.config_parts import (
     TEXT_KIND,
     TOWER_KIND,
+    describes_part,
     require_text_config,
     text_config,
     text_differences,
@@ -40,7 +41,7 @@ from llava_remap.target_model.known_keys import (
     unknown_target,
     unread_of_towers,
 )
-from llava_remap.target_model.other_form import Translated, translate_config, word_problems
+from llava_remap.target_model.other_form import Translated, flat, translate_config, word_problems
 from llava_remap.target_model.presets import (
     IMAGE_PROCESSORS,
     SCALED_PICTURES,
@@ -135,6 +136,8 @@ __all__ = [
     "vocabulary_problems",
     "wanted_parameters",
     "Translated",
+    "flat",
+    "describes_part",
     "word_problems",
     "translate_config",
     "has_tekken",

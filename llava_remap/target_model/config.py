@@ -252,7 +252,13 @@ def _said_of_tower(
 def _pixel_processor(values: Values, kind: str, part: PixelProcessor | None) -> dict[str, Any]:
     if part is None or not values.hold(f"processor.{kind}.when", part.when):
         return {}
-    return {f"{kind}_type": part.class_} | values.of_all(f"processor.{kind}.config", part.config)
+    made: dict[str, Any] = {f"{kind}_type": part.class_}
+    for key, value in values.of_all(f"processor.{kind}.config", part.config).items():
+        if "." in key:
+            put(made, key, value)
+        else:
+            made[key] = value
+    return {key: value for key, value in made.items() if value != {}}
 
 
 def _chat_template(values: Values, rules: RuleFile, made: Processor) -> ChosenTemplate | None:

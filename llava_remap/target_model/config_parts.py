@@ -42,6 +42,11 @@ def inner_text(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return next((part for part in parts if isinstance(part, Mapping)), None)
 
 
+def describes_part(config: Mapping[str, Any]) -> bool:
+    """Whether a config describes a language model or a tower."""
+    return _has_text(config) or _vision_config(config) is not None
+
+
 def _has_text(config: Mapping[str, Any]) -> bool:
     """Whether a config describes a language model."""
     if inner_text(config) is not None:

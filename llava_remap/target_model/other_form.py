@@ -52,7 +52,7 @@ def translate_config(rules: RuleFile, checkpoint: Checkpoint) -> Translated | No
         return None
     if not has_file(folder / name):
         return None
-    said = dict(_flat(read_object(folder / name, "LR113", _REPLACE)))
+    said = dict(flat(read_object(folder / name, "LR113", _REPLACE)))
     config: dict[str, Any] = {"architectures": [rules.target.class_]}
     values = Values(said, {}, (), (), config, name)
     made = rules.text.processor or Processor()
@@ -108,11 +108,11 @@ def _assumed(values: Values, name: str, groups: _Groups) -> Iterator[Problem]:
         )
 
 
-def _flat(values: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, Any]]:
+def flat(values: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, Any]]:
     """Key and value, with dots for the keys of nested values."""
     for key, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{within}{key}.")
+            yield from flat(value, f"{within}{key}.")
         else:
             yield f"{within}{key}", value
 

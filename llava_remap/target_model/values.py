@@ -33,7 +33,17 @@ class Values:
         value = self.chosen(where, value)
         if value.tower is not None:
             fact = self._fact(where, value.tower)
-            return fact if value.times == 1 else int(fact * value.times)
+            if value.times == 1:
+                return fact
+            if (product := int(fact * value.times)) < 1:
+                raise ConfigError.of(
+                    "LR112",
+                    f"`{where}` is the tower's {value.tower}, {fact}, times {value.times}: less "
+                    "than 1.",
+                    "Write the value that the tower was trained with into a rule file that extends "
+                    "this one.",
+                )
+            return product
         if value.token is not None:
             found = next((token.id for token in self.tokens if token.role == value.token), None)
             if found is None and value.token != "pad":

@@ -56,6 +56,7 @@ class PlacedToken:
         id: its id.
         added: whether the source's tokenizer lacks it.
         attribute: the tokenizer's attribute that has the token, or None.
+        trained: whether the training added it, so that it has a row.
     """
 
     text: str
@@ -63,6 +64,7 @@ class PlacedToken:
     id: int
     added: bool
     attribute: str | None = None
+    trained: bool = False
 
 
 def read_vocabulary(folder: Path) -> Vocabulary | None:
@@ -172,7 +174,9 @@ def place_tokens(
                 "Put the tokenizer files of the training beside the checkpoint.",
             )
         placed_id = free if known is None else known
-        placed.append(PlacedToken(text, token.role, placed_id, known is None, token.attribute))
+        placed.append(
+            PlacedToken(text, token.role, placed_id, known is None, token.attribute, token.trained)
+        )
         free += known is None
     return tuple(placed)
 
@@ -269,11 +273,12 @@ def _unexplained_rows(
     Rows after the tokenizer's tokens are spare if the table was padded to a multiple of 64 (Qwen:
     151936 rows for 151646 tokens). A vocabulary of such a multiple (Llama: 32000) needs no padding.
     Otherwise each row may have been added for a token, and so may rows that a training added to its
-    base.
+    base. Tokens of the rule file that the training added count as those of the tokenizer.
     """
-    taken = [token for token in tokens if token.added and token.id < rows]
+    taken = [token for token in tokens if token.added and token.id < rows and not token.trained]
     grown = rows_of_base is not None and vocabulary.size <= rows_of_base < rows
-    padded = rows % _PADDED_TO == 0 and vocabulary.size % _PADDED_TO
+    size = vocabulary.size + sum(token.added and token.trained for token in tokens)
+    padded = rows % _PADDED_TO == 0 and size % _PADDED_TO
     if not taken or (padded and not grown):
         return None
     base = f", that of its base {rows_of_base}" if grown else ""

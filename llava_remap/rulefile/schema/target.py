@@ -183,6 +183,11 @@ class Token(Part):
         description="whether the token is added to a tokenizer that lacks it; false for a token "
         "of the training, whose tokenizer has it",
     )
+    trained: bool = Field(
+        False,
+        description="whether the training added the token to the tokenizer and its row to the "
+        "table, which it padded to a multiple of 64",
+    )
 
 
 class PixelProcessor(Part):
