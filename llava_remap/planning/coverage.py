@@ -40,7 +40,7 @@ def placement_problems(
     return [
         Problem(
             code,
-            f"{counted(len(found), 'tensor')} placed in part, or twice: `{found[0][0]}`: "
+            f"{counted(len(found), 'tensor')} placed only in part, or twice: `{found[0][0]}`: "
             f"{found[0][1]}.",
             _FIX,
             tuple(name for name, _ in found),

@@ -71,14 +71,14 @@ def beside_notes(
         made = sum(u is None and _is_made(r, single, placed) for r, u in used)
         odd = -made + sum(u is None or u.tensor.shape != r.tensor.shape for r, u in used)
         shapes = (
-            f" {odd} of its {len(there)} tensors have another shape, or nothing in their place."
+            f" {odd} of its {len(there)} tensors have another shape there, or are missing there."
             if odd
             else ""
         )
         if made:
             shapes += (
-                f" {made} of its {len(there)} tensors aren't compared: operations make what stands "
-                "in their place."
+                f" {made} of its {len(there)} tensors aren't compared, since operations make the "
+                "tensors in their place."
             )
         notes.append(
             Problem(

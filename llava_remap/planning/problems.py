@@ -47,9 +47,10 @@ def unmapped_problems(
             rules = ", ".join(dict.fromkeys(u.rules[-1] for u in found))
             cause = f"{counted(len(found), 'name')} {what}, made by {rules}."
             fix = (
-                "Mend the rules that made them."
+                "Correct the rules that made them."
                 if broken
-                else "Is the config that of another size, or does a rule match too much?"
+                else "Check whether the config is for a model of another size, and whether a rule "
+                "takes too many names."
             )
             problems.append(Problem(code, cause, fix, tuple(str(u.produced) for u in found)))
     return problems
@@ -79,7 +80,8 @@ def coverage_problems(
     problems = []
     if missing:
         sources = "".join(
-            f" Source `{name}` has no tensor that its `select` takes." for name in routes.unselected
+            f" The `select` of source `{name}` takes none of its tensors."
+            for name in routes.unselected
         )
         fix = "Give the source that has them, or add a rule for the nearest names."
         if as_source:
@@ -93,11 +95,11 @@ def coverage_problems(
             f"{counted(len(missing), 'parameter')} of the model that no source provides.{sources}"
         )
         if absent := sorted({component(m.target) for m in missing} - there):
-            cause += f" The sources have nothing of {', '.join(absent)}."
+            cause += f" The sources have no tensor of {', '.join(absent)}."
         if 0 < layers_there < layers_wanted:
             cause += (
-                f" The config says {layers_wanted} layers of the language model, the sources "
-                f"have {layers_there}."
+                f" The config says that the language model has {layers_wanted} layers; the "
+                f"sources have {layers_there}."
             )
         problems.append(
             Problem("LR302", cause, fix, tuple(m.target for m in missing), side="target")
@@ -122,9 +124,9 @@ def coverage_problems(
         )
         names = tuple(origin.name for collision in collisions for origin in collision.from_)
         cause = f"{origins} {becomes}{more}."
-        fix = "Take one of the two out of the checkpoint."
+        fix = "Remove one of the two from the checkpoint."
         if first.made_by is not None:
-            fix = f"Take it out of the checkpoint, or `{first.made_by}` out of `post_load`."
+            fix = f"Remove it from the checkpoint, or remove `{first.made_by}` from `post_load`."
         problems.append(Problem("LR304", cause, fix, names))
     return problems
 
@@ -151,11 +153,9 @@ def _of_other_tables(
             problems.append(
                 Problem(
                     "LR401",
-                    f"`{by}` brings a `{table}` of {after[0]} rows, in place of one of {before[0]} "
-                    "rows. It doesn't bring the other "
-                    f"tensors with a row for each token, and those of `{old.source}` have "
-                    f"{before[0]} "
-                    "rows.",
+                    f"`{by}` has a `{table}` of {after[0]} rows, in place of one with {before[0]} "
+                    "rows. It doesn't have the other tensors with a row for each token, and those "
+                    f"of `{old.source}` have {before[0]} rows.",
                     f"Give the model with {after[0]} rows, as it was saved after the training of "
                     f"`{by}`: --source {old.source}=DIR.",
                     names,
@@ -177,7 +177,7 @@ def _shape_problem(mismatched: Sequence[Mismatched], config: Mapping[str, Any]) 
         for m in mismatched
     )
     names = tuple(m.target for m in mismatched)
-    cause = f"{counted(len(mismatched), 'tensor')} of another shape than the model's."
+    cause = f"{counted(len(mismatched), 'tensor')} with another shape than in the model."
     turned = [m for m in mismatched if sorted(m.source_shape) == sorted(m.target_shape)]
     if turned:
         mlx = any(
@@ -216,8 +216,8 @@ def _shape_problem(mismatched: Sequence[Mismatched], config: Mapping[str, Any]) 
         fix = "Give the checkpoint from which this one was made, with the axes in PyTorch's order."
         if any(len(m.source_shape) == 2 for m in turned):
             fix += (
-                " Or turn matrices by rules of `tensors`. Square matrices beside them may be "
-                "turned as well; their sizes don't show it."
+                " Or transpose matrices with rules of `tensors`. Square matrices beside them may "
+                "be transposed as well; their sizes don't show it."
             )
     elif here and not there:
         fix = (
@@ -225,7 +225,7 @@ def _shape_problem(mismatched: Sequence[Mismatched], config: Mapping[str, Any]) 
             "computes something else."
         )
     else:
-        fix = "Does the config.json belong to these weights?"
+        fix = "Check whether the config.json belongs to these weights."
     return Problem("LR401", cause, fix, names, rows, side="target")
 
 
@@ -303,7 +303,7 @@ def pair_problems(
         )
         fix = (
             "Merge the adapter into its base with PEFT (`merge_and_unload`), save the model and "
-            "give that."
+            "give the saved model."
         )
         problems.append(Problem("LR115", cause, fix, turned))
     rows = [
@@ -318,7 +318,8 @@ def pair_problems(
     ]
     if rows:
         cause = (
-            f"{counted(len(rows), 'LoRA pair')} of another shape than the tensors that they change."
+            f"{counted(len(rows), 'LoRA pair')} with another shape than the tensors that they "
+            "change."
         )
         fix = "Give the base on which the adapter was trained."
         problems.append(
@@ -360,8 +361,8 @@ def tie_problems(aliases: Sequence[Alias]) -> list[Problem]:
         Problem(
             "LR405",
             f"the model ties {counted(len(aliases), 'tensor')} to a parameter that an operation "
-            "makes, so whether the values are the same isn't known.",
-            "Make sure that they are, and drop these tensors by a rule of `names`.",
+            "makes, so it is unknown whether the values are equal.",
+            "Make sure that they are equal, and drop these tensors by a rule of `names`.",
             tuple(alias.source.name for alias in aliases),
         )
     ]
@@ -383,8 +384,8 @@ def dtype_problems(
             "LR409",
             f"{counted(len(odd), 'tensor')} of dtype {', '.join(sorted(set(odd.values())))} for "
             "parameters of the model.",
-            f"A parameter is {', '.join(FLOATS)}. If the checkpoint is quantised or packed, give "
-            "the unquantised one.",
+            f"A parameter must be {', '.join(FLOATS)}. If the checkpoint is quantised or packed, "
+            "give the unquantised one.",
             tuple(odd),
             side="target",
         )
@@ -409,7 +410,7 @@ def drop_problems(
     return [
         Problem(
             "LR306",
-            f"the drop `{rule}` takes tensors that the model wants.",
+            f"the drop `{rule}` takes tensors that the model needs.",
             "Make its pattern narrower.",
             tuple(found),
         )

@@ -82,11 +82,7 @@ def plan_changes(use: str, options: Mapping[str, Any], before: Before) -> Effect
         if change.shape_before is None:
             _check_makes(use, change, before)
         elif have != (change.dtype, change.shape_before):
-            said = (
-                "has no such tensor to be written"
-                if have is None
-                else f"has it as {have[0]} {list(have[1])}"
-            )
+            said = "has no such tensor" if have is None else f"has it as {have[0]} {list(have[1])}"
             raise _fault(
                 use,
                 f"wants to change `{change.target}` as {change.dtype} {list(change.shape_before)}, "
@@ -104,9 +100,11 @@ def _check_config(use: str, effect: Effect) -> None:
     for key, value in effect.config.items():
         plain = isinstance(value, (str, int)) or (isinstance(value, float) and isfinite(value))
         if not isinstance(key, str) or key in _CLASS_KEYS or "." in key or not plain:
-            raise _fault(use, f"wants to set `{key}` of the config to {value!r}, which can't be")
+            raise _fault(
+                use, f"wants to set `{key}` of the config to {value!r}, which isn't possible"
+            )
     if (effect.moved or effect.config) and not effect.changes:
-        raise _fault(use, "moves tensors or sets the config, and changes no tensor")
+        raise _fault(use, "moves tensors or sets the config, but changes no tensor")
 
 
 def _moved(use: str, moved: Mapping[str, str], before: Before) -> Before:
@@ -119,7 +117,7 @@ def _moved(use: str, moved: Mapping[str, str], before: Before) -> Before:
     for name, place in moved.items():
         if name not in before.tensors or place not in {**before.missing, **before.tensors}:
             raise _fault(
-                use, f"wants to move `{name}` to `{place}`, and the model doesn't have both"
+                use, f"wants to move `{name}` to `{place}`, but the model doesn't have both"
             )
     return before.after(moved)
 
@@ -160,7 +158,9 @@ def _checked(
                 )
             whole = not (piece.offset % width or piece.nbytes % width)
             if piece.negated and not (whole and change.dtype in FLOATS):
-                raise _fault(use, f"wants to negate what are no whole numbers of `{change.target}`")
+                raise _fault(
+                    use, f"wants to negate bytes of `{change.target}` that aren't whole elements"
+                )
             made += piece.nbytes
         else:
             _check_made(use, piece, change)
@@ -280,8 +280,7 @@ def _check_made(use: str, made: bytes, change: Change) -> None:
             "LR406",
             f"{bad} values that `{use}` makes for `{change.target}` don't fit into {change.dtype}: "
             "they are inf or NaN.",
-            "Look for values close to the largest ones in the checkpoint, and at the options of "
-            "the rule.",
+            "Check the checkpoint for very large values, and check the options of the rule.",
             [change.target],
         )
 
@@ -345,4 +344,4 @@ def find_old_bytes(
 def _not_at_hand(
     target: str, start: int, stop: int, *, as_stored: bool = False
 ) -> NDArray[np.float64]:
-    raise _NotAtHandError.of("LR607", f"`{target}` as it was isn't at hand.")
+    raise _NotAtHandError.of("LR607", f"the old values of `{target}` aren't available.")

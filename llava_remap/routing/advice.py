@@ -45,29 +45,29 @@ def advice(checkpoint: Checkpoint, ranked: Sequence[Fit], asked: str = "") -> st
         if part := next(filter(None, names), ""):
             beside = f"--source {best.source}=DIR --source {part}={quote(checkpoint.location)}"
             return (
-                f"It is no model but a part of one, a `{part}`. Give it beside the model: "
-                f"llava-remap apply RULES {beside}."
+                f"The checkpoint isn't a model but a part of one, a `{part}`. Give it beside the "
+                f"model: llava-remap apply RULES {beside}."
             )
     if best.is_near and best.remedy:
         return best.remedy
     if planned := next((fit for fit in ranked if fit.refusals), None):
         command = f"llava-remap apply {planned.rules} --source {quote(checkpoint.location)}"
         return (
-            f"{planned.rules} takes every name, and refuses the checkpoint for the reasons above. "
-            f"When these are corrected: {command}"
+            f"{planned.rules} takes every name, but refuses the checkpoint for the reasons above. "
+            f"After correcting them: {command}"
         )
     whole = [fit for fit in ranked if not fit.unknown and fit.mapped == best.mapped]
     refusing = (fit for fit in whole if fit.guard)
     if near := min(refusing, key=lambda fit: fit.rules != asked, default=None):
         return (
-            f"None of the shipped rule files fits. {near.rules} takes every name, and its "
-            f"`{near.guard}` refuses this config since a model with it computes something else: "
-            f"override `{near.guard}` only if you know that transformers computes the same."
+            f"None of the shipped rule files fits. {near.rules} takes every name, but its "
+            f"`{near.guard}` refuses this config, since a model with it computes something else. "
+            f"Override `{near.guard}` only if you know that transformers computes the same."
         )
     if whole:
         sources = load_rule_file(whole[0].rules).text.sources
         parts = [name for name, source in sources.items() if source.overrides]
-        give = "Every name is known, and something is missing."
+        give = "Every name is known, but something is missing."
         if not parts:
             return give
         give = f"{give} {_give_too(checkpoint, parts)}"
@@ -119,9 +119,8 @@ def behind_prefix(checkpoint: Checkpoint) -> str:
         if best.fits:
             lines = _taking_off(prefix, load_rule_file(best.rules), bare)
             return (
-                f"All names fit {best.rules} once the prefix `{prefix}` is taken off. Write a "
-                "rule file that does it: "
-                f"printf '%s\\n' {' '.join(map(quote, lines))} > mine.yaml"
+                f"All names fit {best.rules} without the prefix `{prefix}`. Write a rule file "
+                f"that removes it: printf '%s\\n' {' '.join(map(quote, lines))} > mine.yaml"
             )
     return ""
 
@@ -217,7 +216,7 @@ def source_advice(
             return ""
         return (
             f"`{rules.first_source}` alone fits {rules.name}: leave out "
-            f"{' and '.join(f'`{name}`' for name in others)}, or give what belongs to this "
+            f"{' and '.join(f'`{name}`' for name in others)}, or give sources that belong to this "
             "checkpoint."
         )
     names = [r.rewrite.prepared for r in taken]
@@ -241,8 +240,8 @@ def source_advice(
     if not given:
         return ""
     return (
-        f"Give a checkpoint that has {' and '.join(missing)}, a later one of the same training: no "
-        "other source brings it."
+        f"Give a checkpoint that has {' and '.join(missing)}, a later one of the same training. "
+        "No other source has these tensors."
     )
 
 
@@ -253,8 +252,7 @@ def _give_too(checkpoint: Checkpoint, names: Sequence[str]) -> str:
     there = parts_beside(checkpoint.folder) if checkpoint.folder is not None else {}
     if options := [f"--source {quote(f'{name}={there[name]}')}" for name in names if name in there]:
         return (
-            "What is missing may be what lies in a folder beside it, so give that too: "
-            f"{' '.join(options)}"
+            f"A folder beside it may have the missing tensors, so give it too: {' '.join(options)}"
         )
     options = [f"--source {name}=DIR" for name in names]
-    return f"If what is missing lies elsewhere, give that too: {' or '.join(options)}."
+    return f"If another checkpoint has the missing tensors, give it too: {' or '.join(options)}."

@@ -212,7 +212,7 @@ def _allowing(
     """How to convert nevertheless: lines for a rule file, if it can hold the config's values."""
     values = {key: config.get(key) for key in requirement.config}
     if not values or any(isinstance(value, (list, dict)) for value in values.values()):
-        return "Mend the config.json, if the message says so."
+        return "Correct the config.json, if the message says so."
     allowed = {
         key: [*(wanted if isinstance(wanted, tuple) else (wanted,)), values[key]]
         for key, wanted in requirement.config.items()
@@ -221,8 +221,8 @@ def _allowing(
         f"{key}: {json.dumps(list(dict.fromkeys(entries)))}" for key, entries in allowed.items()
     )
     return (
-        "If that doesn't matter for what you want to do, write a rule file with "
-        f"`extends: [{rules.name}.yaml]` and `requires: {{{name}: {{config: {{{lines}}}}}}}`."
+        "If this difference doesn't matter for your use, write a rule file with `extends: "
+        f"[{rules.name}.yaml]` and `requires: {{{name}: {{config: {{{lines}}}}}}}`."
     )
 
 
@@ -329,9 +329,8 @@ def _tower_problem(
         "LR301",
         f"{checkpoint.location} has a tower inside{kind} of a kind that {rules.name} doesn't know: "
         f"{_some(names)}.",
-        "Another tower in its place would see other features. If a class of transformers has this "
-        "one, infer a rule file for it: "
-        f"{draft_command('CLASS', checkpoint.location)}",
+        "Another tower in its place would give other features. If a class of transformers has "
+        f"this tower, infer a rule file for it: {draft_command('CLASS', checkpoint.location)}",
         names,
     )
 

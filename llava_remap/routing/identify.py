@@ -82,7 +82,7 @@ def identify(
     names = [r.rewrite.prepared for r in taken]
     if reasons := contradictions(rules.text.detect, names, config, whose=whose):
         sources = list(dict.fromkeys(r.source for r in main))
-        are = "isn't a checkpoint" if len(sources) == 1 else "are no checkpoint"
+        are = "isn't a checkpoint" if len(sources) == 1 else "aren't checkpoints"
         these = " with ".join(checkpoints[name].location for name in sources)
         others = [
             name
@@ -111,8 +111,8 @@ def _stubs(routed: Sequence[Routed], checkpoint: Checkpoint) -> list[Problem]:
     fix = "Run DeepSpeed's zero_to_fp32.py in the training folder and give its output."
     if checkpoint.folder is not None and (gather := gather_command(checkpoint.folder)):
         fix = (
-            "Put the values together by DeepSpeed, then give the pytorch_model.bin that it writes, "
-            f"or its index: {gather}"
+            "Merge the values with DeepSpeed, then give the pytorch_model.bin that it writes, or "
+            f"its index: {gather}"
         )
     return [
         Problem(
@@ -161,7 +161,7 @@ def already_converted(
             return [
                 Problem(
                     "LR311",
-                    f"names in {checkpoint.location} are those of a layout of transformers, behind "
+                    f"names in {checkpoint.location} are names of a layout of transformers, after "
                     "a prefix.",
                     behind,
                 )
@@ -169,9 +169,9 @@ def already_converted(
         return [
             Problem(
                 "LR311",
-                f"{there} of transformers, and {HF_LAYOUTS}, the rule file for these, refuses it "
-                "for the other reasons given.",
-                f"When they are mended: {command}.",
+                f"{there} of transformers, but {HF_LAYOUTS}, the rule file for these layouts, "
+                "refuses the checkpoint for the other reasons given.",
+                f"After correcting them: {command}.",
             ),
             *refused,
         ]
@@ -184,7 +184,7 @@ def already_converted(
         problem = Problem(
             "LR109",
             f"{there}; names, shapes and dtypes are those of the class that its config.json names.",
-            "Nothing is to be done: load it with transformers as it is.",
+            "No conversion is needed: load it with transformers as it is.",
         )
     return [complete(problem)]
 
@@ -242,8 +242,8 @@ def _wrapped(rules: RuleFile, routed: Sequence[Routed], checkpoint: Checkpoint) 
     return [
         Problem(
             "LR110",
-            f"{len(wrapped)} of {len(routed)} names in {checkpoint.location} have {wrappers} in "
-            f"them, which {rules.name} leaves there.",
+            f"{len(wrapped)} of {len(routed)} names in {checkpoint.location} contain {wrappers}, "
+            f"which {rules.name} doesn't remove.",
             f"Add {_WRAPPERS} to its `extends`.",
             wrapped,
         )
@@ -309,8 +309,8 @@ def _unknown_sources(
         problems.append(
             Problem(
                 "LR305",
-                f"source `{name}` ({checkpoint.location}) was read, and {rules.name} knows none of "
-                f"its {counted(len(checkpoint.catalog), 'name')}.",
+                f"source `{name}` ({checkpoint.location}) was read, but {rules.name} knows none "
+                f"of its {counted(len(checkpoint.catalog), 'name')}.",
                 _parts_for(rules, name, checkpoint)
                 or f"Give a checkpoint with names like {like}, or infer a rule file for these: "
                 f"{command}",
@@ -338,6 +338,6 @@ def _parts_for(rules: RuleFile, name: str, checkpoint: Checkpoint) -> str:
         return ""
     return (
         f"Write a rule file with `extends: [{rules.name}.yaml, {found[0]}]`, which takes these "
-        f"names{''.join(f', or {other}' for other in found[1:])}. How they differ stands in these "
-        f"files: {shipped_folder()}."
+        f"names{''.join(f', or {other}' for other in found[1:])}. These files say how they "
+        f"differ: {shipped_folder()}."
     )

@@ -58,8 +58,8 @@ def naming_notes(
     return [
         Problem(
             "LR316",
-            f"{who} {quoted(text)}, and {checkpoints[name].location} is given as `{name}`.",
-            f"If that is another one, give the one that is named: --source {name}=DIR.",
+            f"{who} {quoted(text)}, but {checkpoints[name].location} is given as `{name}`.",
+            f"If these are different checkpoints, give the named one: --source {name}=DIR.",
         )
         for name, text, who in named
         if last_part(text) != _last_part(checkpoints[name])
@@ -94,18 +94,18 @@ def misplaced_parts(
             problems.append(
                 Problem(
                     "LR211",
-                    f"{part.location} is given as `{name}`, and it is no part: it has every tensor "
-                    f"of the language model, so that nothing of `{first}` would be left.",
-                    f"If it is the model, give it alone as one: --source {first}={where}.",
+                    f"{part.location} is given as `{name}`, but it isn't a part: it has every "
+                    f"tensor of the language model, so nothing of `{first}` would be left.",
+                    f"If it is the model, give only it, as `{first}`: --source {first}={where}.",
                 )
             )
         elif name == _PRETRAINED and part.pairs and _ADAPTER in rules.text.sources:
             problems.append(
                 Problem(
                     "LR211",
-                    f"{part.location} is given as `{name}`, and it is an adapter: it has "
+                    f"{part.location} is given as `{name}`, but it is an adapter: it has "
                     f"{len(part.pairs)} LoRA pairs.",
-                    f"Give it as one: --source {_ADAPTER}={where}.",
+                    f"Give it as an adapter: --source {_ADAPTER}={where}.",
                 )
             )
     return problems
@@ -132,10 +132,10 @@ def tower_problems(
     return [
         Problem(
             "LR112",
-            f"the config says {default.from_}: {quoted(named)}, and only of {default.default} it "
-            "is known that it has the attention heads and the activation of the other tower; "
-            "tensors show neither.",
-            f"Give it, with its own config.json: --source {name}=DIR.",
+            f"the config says {default.from_}: {quoted(named)}, but only {default.default} is "
+            "known to have the attention heads and the activation of the other tower, which "
+            "tensors don't show.",
+            f"Give the named tower, with its own config.json: --source {name}=DIR.",
         )
         for name, source in rules.text.sources.items()
         if name not in checkpoints
@@ -182,8 +182,7 @@ def rows_problems(
                 "LR402",
                 f"`{origin.source}` brings an embed_tokens of {rows} rows, and the config of "
                 f"`{described_by}` says vocab_size: {wanted}.",
-                "Give the whole table, as the training's end has it: --source "
-                f"{origin.source}=DIR.",
+                f"Give the whole table from the end of the training: --source {origin.source}=DIR.",
             )
         ]
     return []
@@ -218,21 +217,21 @@ def projector_findings(
             continue
         shown, lies = _shown(config), projector_place(rules, program, name, adapter)
         if not brought and (shown or lies):
-            why = f"Its config.json says {shown}." if shown else "Its own training has one."
+            why = f"Its config.json says {shown}." if shown else "Its own training has a projector."
             problems.append(
                 Problem(
                     "LR317",
-                    f"`{name}` brings no projector, and one was trained with it. {why}",
+                    f"`{name}` has no projector, but a projector was trained with it. {why}",
                     lies
-                    or "Give the folder of the training's end, with its non_lora_trainables.bin: "
-                    f"--source {name}=DIR.",
+                    or "Give the folder from the end of the training, with its "
+                    f"non_lora_trainables.bin: --source {name}=DIR.",
                 )
             )
         elif shown or lies:
             notes.append(
                 Problem(
                     "LR317",
-                    f"`{name}` was trained with a projector of its own, and that of "
+                    f"`{name}` was trained with its own projector, but the projector of "
                     f"{', '.join(map(quoted, brought))} is taken.",
                     lies,
                 )
@@ -241,8 +240,8 @@ def projector_findings(
             notes.append(
                 Problem(
                     "LR317",
-                    f"`{name}` brings no projector, so that of `{rules.first_source}` is taken. "
-                    "Whether one was trained isn't known.",
+                    f"`{name}` has no projector, so the projector of `{rules.first_source}` is "
+                    "taken. It is unknown whether a projector was trained.",
                 )
             )
     return problems, notes
@@ -303,14 +302,14 @@ def projector_place(rules: RuleFile, program: Program, name: str, adapter: Check
     end = folder.parent / "non_lora_trainables.bin"
     advice = {
         **{
-            path: f"It lies in {path}. Put it beside the pairs: {_extract(path, folder)}"
+            path: f"It is in {path}. Put it beside the pairs: {_extract(path, folder)}"
             for path in last
         },
         **{
-            path: f"It lies in {path}. Give it: --source projector={quote(str(path))}."
+            path: f"It is in {path}. Give it: --source projector={quote(str(path))}."
             for path in alone
         },
-        end: f"That of the training's end lies in {end.parent}. Give it: --source "
+        end: f"The file from the end of the training is in {end.parent}. Give it: --source "
         f"{name}={quote(str(end.parent))}.",
     }
     return next((text for path, text in advice.items() if has_one(path)), "")

@@ -86,7 +86,7 @@ class Extended:
                 raise refuse(
                     "LR210",
                     f"`extends` runs in a circle: {circle}.",
-                    "Take one of them out.",
+                    "Remove one of them.",
                     place=parent.mark,
                 )
             if len(links) > _MAX_CHAIN:
@@ -121,7 +121,7 @@ class Extended:
                 raise refuse(
                     "LR201",
                     f"the chat template `{name}` has both `files` and a `text`.",
-                    "Take one of them out.",
+                    "Remove one of them.",
                     place=template.mark,
                 )
             # Validation reports entries of `files` that aren't names of files.

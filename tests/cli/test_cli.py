@@ -56,7 +56,7 @@ def test_inspect_what_fits_nothing(run: Run, changed: Changed) -> None:
     others = [name for name in shipped_rule_files() if f" {name} (" not in far]
     assert len(verdicts) == len(others) == len(shipped_rule_files()) - far.count(" of 81")
     assert all(": " in line.split(" names")[1] for line in verdicts[3:])
-    assert "llava-next takes every name, and its `detect` refuses this config" in ran.out
+    assert "llava-next takes every name, but its `detect` refuses this config" in ran.out
 
 
 def test_inspect_a_manifest_that_can_only_be_planned(run: Run) -> None:

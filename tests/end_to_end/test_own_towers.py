@@ -223,8 +223,7 @@ def test_a_tower_of_another_shape_beside_it(tmp_path: Path) -> None:
     job = plan("llava-v1.5", [source, f"vision_tower={tower}"], "out")
     assert told(job) == [
         "`model` has these tensors itself, so `vision_tower` is not used. 2 of its 56 tensors have "
-        "another shape, or nothing in their "
-        "place."
+        "another shape there, or are missing there."
     ]
     result = apply("llava-v1.5", [source, f"vision_tower={tower}"], "out")
     assert "54 of 54 tensors differ from those of `vision_tower`." in [

@@ -96,7 +96,7 @@ def test_a_config_with_more_layers(run: Run, changed: Changed) -> None:
     printed = refused(
         run, changed(config=lambda config: config.update(num_hidden_layers=3)), "LR302"
     )
-    assert "The config says 3 layers of the language model, the sources have 2." in printed
+    assert "The config says that the language model has 3 layers; the sources have 2." in printed
 
 
 def test_an_extra_layer(run: Run, changed: Changed) -> None:
@@ -196,8 +196,8 @@ def test_names_that_fit_and_a_config_that_computes_something_else(
     merged = ("LR314",) if "mm_patch_merge_type" in entry and rules == "llava-next" else ()
     whole = ("LR314",) if "image_aspect_ratio" in entry and rules == "llava-v1.5" else ()
     printed = refused(run, source, "LR311", *merged, *whole, rules=rules)
-    assert "llava-next takes every name, and its `detect` refuses this config" in printed
-    assert "override `detect` only if you know that transformers computes the same." in printed
+    assert "llava-next takes every name, but its `detect` refuses this config" in printed
+    assert "Override `detect` only if you know that transformers computes the same." in printed
     assert "rules new" not in printed
 
 
@@ -288,7 +288,7 @@ prepare: [{id: norms, from: 'model.norm.{p}', drop: thought to be a buffer}]
     assert ran.code == 1
     assert "LR302" in ran.out
     assert "LR306" in ran.out
-    assert "the drop `prepare/norms` takes tensors that the model wants" in ran.out
+    assert "the drop `prepare/norms` takes tensors that the model needs" in ran.out
     assert not Path("out").exists()
 
 

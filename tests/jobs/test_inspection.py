@@ -32,7 +32,7 @@ from llava_remap.routing.fits import fits, shipped
 from tests.conftest import CLIP, MANIFESTS, RELEASED, TINY, Run, Tensors
 from tests.families import RULES_OF
 
-ALL_CLEAR = re.compile("Nothing is to be done|load it with transformers as it is")
+ALL_CLEAR = re.compile("No conversion is needed|load it with transformers as it is")
 PATCHES = "vision_tower.vision_model.embeddings.patch_embedding.weight"
 TOWER = f"vision_tower={CLIP}"
 NEXT = TINY / "llava-v1.6-mistral" / "safetensors"
@@ -183,17 +183,20 @@ def no_class(tensors: Tensors, config: Config) -> None:
             [
                 "LR302",
                 "multi_modal_projector.linear_1.weight",
-                "The sources have nothing of multi_modal_projector.",
+                "The sources have no tensor of multi_modal_projector.",
             ],
         ),
         (
             tower_alone,
-            ["LR302", "The sources have nothing of language_model, multi_modal_projector."],
+            ["LR302", "The sources have no tensor of language_model, multi_modal_projector."],
         ),
-        (text_alone, ["LR302", "The sources have nothing of multi_modal_projector, vision_tower."]),
+        (
+            text_alone,
+            ["LR302", "The sources have no tensor of multi_modal_projector, vision_tower."],
+        ),
         (
             fewer_layers,
-            ["LR302", "The config says 2 layers of the language model, the sources have 1."],
+            ["LR302", "The config says that the language model has 2 layers; the sources have 1."],
         ),
         (
             mlx_axes,
@@ -253,7 +256,7 @@ def test_names_of_a_layout_are_no_all_clear(
         assert not ALL_CLEAR.search(text)
         assert [word for word in words if word not in text] == [], text
         if "axes" in change.__name__:
-            assert "Does the config.json belong" not in text
+            assert "Check whether the config.json belongs" not in text
 
 
 @pytest.mark.parametrize("metadata", ["pt", "mlx"])
@@ -357,7 +360,7 @@ REFUSED = [
     (scales, "s2: True"),
     (scales_of_bunny, "use_s2: True"),
     (triple_width, "mm_hidden_size: 96"),
-    (more_layers, "The config says 3 layers of the language model, the sources have 2."),
+    (more_layers, "The config says that the language model has 3 layers; the sources have 2."),
     (wider, "intermediate_size: 96"),
     (another_projector, "mm_projector_type: 'ldpnet'"),
     (no_such_layer, "is -9, and the tower has 3 layers"),
@@ -520,7 +523,7 @@ def test_a_language_model_alone_lacks_a_projector(run: Run) -> None:
         "architectures": ["LlamaForCausalLM"]
     }
     for printed in both(run, written(text, config), "llava-v1.5", TOWER):
-        assert "give that too: --source projector=DIR or --source adapter=DIR." in printed
+        assert "give it too: --source projector=DIR or --source adapter=DIR." in printed
     assert (
         "llava-remap apply RULES --source model=in --source projector=DIR"
         in run("inspect", "in").out
@@ -580,7 +583,7 @@ def test_a_prefix_that_all_names_have_is_found_and_taken_off(
     source = written({prefix + name: tensor for name, tensor in whole.items()}, original()[1])
     texts = both(run, source, "llava-v1.5", TOWER)
     for text in texts:
-        assert f"All names fit llava-v1.5 once the prefix `{prefix}` is taken off." in text
+        assert f"All names fit llava-v1.5 without the prefix `{prefix}`." in text
     assert_made_by_the_command(texts[0])
     assert (
         run("apply", "mine.yaml", "--source", source, "--source", TOWER, "--output", "out").code
@@ -594,7 +597,7 @@ def test_a_prefix_before_names_of_a_layout(classic: Path, run: Run) -> None:
     source = written({f"model.{name}": tensor for name, tensor in tensors.items()}, config)
     texts = both(run, source, "llava-v1.5", TOWER)
     for text in texts:
-        assert "All names fit hf-layouts once the prefix `model.` is taken off." in text
+        assert "All names fit hf-layouts without the prefix `model.`." in text
     assert_made_by_the_command(texts[0])
     assert run("apply", "mine.yaml", "--source", source, "--output", "out").code == 0
 

@@ -167,9 +167,9 @@ NO_ROW = [
     (
         "<image>",
         IDS,
-        "the id of `<image>` is 32, and embed_tokens has 32 rows: there is no row to copy.",
+        "the id of `<image>` is 32, but embed_tokens has only 32 rows, so there is no row to copy.",
     ),
-    ("b", None, "needs the id of `b`, and no source has a tokenizer."),
+    ("b", None, "needs the id of `b`, but no source has a tokenizer."),
 ]
 
 

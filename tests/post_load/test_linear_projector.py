@@ -699,7 +699,7 @@ def test_the_report_says_which_programs_take_which_form(twin: Path, run: Run) ->
         run("apply", "llava-v1", *arguments(twin), "--dry-run", *more).out
         for more in ((), ("--projector-form", "gelu"))
     )
-    assert "vLLM refuses it; llama.cpp and mlx-vlm put a GELU there" in plain
+    assert "vLLM refuses it. llama.cpp and mlx-vlm put a GELU there" in plain
     assert "--projector-form gelu" in plain
     assert "that always put a GELU there" in form
 

@@ -108,7 +108,7 @@ def test_rows_that_nothing_is_drawn_for(
         ),
         (
             {"init": "copy", "token": "<image>"},
-            "mine.yaml:7:5 `init: copy`: the id of `<image>` is 320, and embed_tokens has 320",
+            "mine.yaml:7:5 `init: copy`: the id of `<image>` is 320, but embed_tokens has only 320",
         ),
         (
             {"init": "copy"},

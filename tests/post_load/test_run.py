@@ -221,4 +221,4 @@ def test_an_effect_that_changes_no_tensor_moves_none(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("piece", [OldBytes(1, 6, negated=True), OldBytes(0, 7, negated=True)])
 def test_numbers_are_negated_as_a_whole(piece: OldBytes) -> None:
     Plug.makes = lambda read: iter([piece, bytes(8)])
-    assert "no whole numbers" in refused(lambda: made(CHANGE))
+    assert "aren't whole elements" in refused(lambda: made(CHANGE))

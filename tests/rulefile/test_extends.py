@@ -241,7 +241,7 @@ def test_missing_parent(name: str, tmp_path: Path) -> None:
 def test_a_file_that_extends_itself(tmp_path: Path) -> None:
     [(code, place, message)] = said(tmp_path, "schema: 1\nextends: [r.yaml]\n")
     assert (code, place) == ("LR210", "r.yaml:2:11")
-    assert message == "`extends` runs in a circle: r.yaml → r.yaml. Take one of them out."
+    assert message == "`extends` runs in a circle: r.yaml → r.yaml. Remove one of them."
 
 
 def test_a_circle_of_three(tmp_path: Path) -> None:

@@ -355,14 +355,14 @@ def test_a_base_that_nothing_names_is_asked_for(run: Run, hub: Hub) -> None:
 def test_another_base_by_hand_is_told(name: str, make: Callable[[str], Path], run: Run) -> None:
     path, tower = make("lmsys/vicuna-7b-v1.5"), f"vision_tower={CLIP}"
     found = notes(run, "llava-v1.5", f"model={LLAVA}", f"{name}={path}", tower)
-    assert f"`{name}` was trained from `lmsys/vicuna-7b-v1.5`, and" in found["LR316"]
+    assert f"`{name}` was trained from `lmsys/vicuna-7b-v1.5`, but" in found["LR316"]
     assert "LR316" not in notes(run, "llava-v1.5", f"model={vicuna()}", f"{name}={path}", tower)
 
 
 def test_another_tower_by_hand_is_told(run: Run) -> None:
     """Where the config names one that isn't the family's, which sizes would tell from others."""
     found = notes(run, "llava-v1.5", named("me/tuned-clip"), f"vision_tower={CLIP}")
-    assert "the config names `me/tuned-clip`, and" in found["LR316"]
+    assert "the config names `me/tuned-clip`, but" in found["LR316"]
     shutil.copytree(CLIP, "tuned-clip")
     shutil.rmtree("in")
     assert "LR316" not in notes(
@@ -380,7 +380,7 @@ def test_also_where_the_checkpoint_has_a_tower_of_its_own(run: Run) -> None:
     Path("other").mkdir()
     shutil.copy(CLIP / "config.json", "other")
     assert (
-        "the config names `me/tuned-clip`, and"
+        "the config names `me/tuned-clip`, but"
         in notes(run, "llava-v1.5", path, "vision_tower=other")["LR316"]
     )
 
@@ -399,7 +399,7 @@ def test_also_where_the_family_has_no_tower_of_its_own(run: Run) -> None:
         "in", {**tensors, **linear}, {**read_config(LLAVA), "mm_vision_tower": "/x/ours"}, LLAVA
     )
     assert (
-        "the config names `/x/ours`, and"
+        "the config names `/x/ours`, but"
         in notes(run, "llava-v1", path, f"vision_tower={CLIP}")["LR316"]
     )
 
@@ -425,15 +425,15 @@ def test_a_tower_of_the_stock_sizes_is_the_stock_one_by_its_name_alone(
 def test_a_whole_model_is_no_part(name: str, run: Run) -> None:
     """It would take the place of the whole base."""
     ran = applied(run, "llava-v1.5", f"model={vicuna()}", f"{name}={LLAVA}", f"vision_tower={CLIP}")
-    assert (ran.code, f"is given as `{name}`, and it is no part" in told(ran)) == (2, True)
-    assert f"give it alone as one: --source model={LLAVA}." in told(ran)
+    assert (ran.code, f"is given as `{name}`, but it isn't a part" in told(ran)) == (2, True)
+    assert f"give only it, as `model`: --source model={LLAVA}." in told(ran)
     assert not Path("out").exists()
 
 
 def test_an_adapter_is_no_projector(run: Run) -> None:
     ran = applied(run, "llava-v1.5", f"model={LLAVA}", f"projector={LORA}", f"vision_tower={CLIP}")
     assert (ran.code, "LoRA pairs" in told(ran)) == (2, True)
-    assert f"Give it as one: --source adapter={LORA}." in told(ran)
+    assert f"Give it as an adapter: --source adapter={LORA}." in told(ran)
     assert not Path("out").exists()
 
 
@@ -486,7 +486,7 @@ def test_where_nothing_tells_it_is_a_note(run: Run) -> None:
     ran = with_step(run, step())
     assert (
         ran.code,
-        "`adapter` brings no projector, so that of `model` is taken" in told(ran),
+        "`adapter` has no projector, so the projector of `model` is taken" in told(ran),
     ) == (0, True)
 
 
@@ -508,7 +508,7 @@ def test_the_projector_of_a_step_is_found_and_the_command_puts_it_beside_the_pai
         )
     ran = with_step(run, path)
     assert ran.code == 1
-    assert f"It lies in {path.resolve()}/global_step500/mp_rank_00_model_states.pt." in told(ran)
+    assert f"It is in {path.resolve()}/global_step500/mp_rank_00_model_states.pt." in told(ran)
     [code] = re.findall(r'python -c "(.*?)"', told(ran))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(path)
@@ -527,7 +527,7 @@ def test_the_projector_of_a_step_is_found_for_a_plain_language_model(run: Run) -
     ran = with_step(run, path, base=vicuna())
     assert (ran.code, "LR311" in ran.out) == (1, True)
     assert (
-        f"A projector was trained with `adapter`. It lies in {path.resolve()}/global_step500"
+        f"A projector was trained with `adapter`. It is in {path.resolve()}/global_step500"
         in told(ran)
     )
 
@@ -586,7 +586,7 @@ def test_the_projector_of_another_source_is_told(run: Run) -> None:
     )
     assert (
         ran.code,
-        "`adapter` was trained with a projector of its own, and that of `projector` is taken"
+        "`adapter` was trained with its own projector, but the projector of `projector` is taken"
         in told(ran),
     ) == (
         0,
@@ -884,7 +884,7 @@ def test_a_source_of_which_no_name_is_known(
     base = [f"model={vicuna()}"] if name == "projector" else []
     ran = applied(run, "llava-v1.5", *base, beside, f"{name}={path}")
     assert (ran.code, "LR305" in ran.out) == (1, True)
-    assert f"source `{name}` (odd) was read, and llava-v1.5 knows none of its 3 names" in told(ran)
+    assert f"source `{name}` (odd) was read, but llava-v1.5 knows none of its 3 names" in told(ran)
     assert odd + ".{0..2}.weight" in told(ran)
     assert f"names like `{wanted}`" in told(ran)
     assert "--source" not in ran.out.split("LR305")[1]
@@ -931,7 +931,7 @@ def test_a_tower_in_the_order_of_mlx_is_told_as_that(run: Run) -> None:
         True,
     )
     assert "[32, 14, 14, 3] in the checkpoint, [32, 3, 14, 14] in the model" in told(ran)
-    assert "Does the config.json belong" not in told(ran)
+    assert "Check whether the config.json belongs" not in told(ran)
 
 
 # --- parts of another training
@@ -963,8 +963,8 @@ def test_a_table_that_only_a_part_has_explains_the_rows_of_lm_head(
     ran = applied(run, "llava-v1.5", f"model={vicuna()}", f"{kind}={path}", f"vision_tower={CLIP}")
     assert (ran.code, "LR401" in ran.out) == (1, True)
     assert (
-        f"`{kind}` brings a `language_model.model.embed_tokens.weight` of 322 rows, in place of "
-        "one of 320 rows" in told(ran)
+        f"`{kind}` has a `language_model.model.embed_tokens.weight` of 322 rows, in place of "
+        "one with 320 rows" in told(ran)
     )
     assert "Give the model with 322 rows" in told(ran)
     assert "The config has" not in told(ran)
@@ -1002,7 +1002,7 @@ def test_pairs_that_the_base_has_no_room_for_are_told_once(run: Run) -> None:
     base = folder("in", tensors, {**read_config(LLAVA), "num_key_value_heads": 2}, LLAVA)
     ran = applied(run, "llava-v1.5", f"model={base}", f"adapter={LORA}", f"vision_tower={CLIP}")
     assert (ran.code, "Give the base on which the adapter was trained." in told(ran)) == (3, True)
-    assert "Does the config.json belong to these weights?" not in told(ran)
+    assert "Check whether the config.json belongs" not in told(ran)
 
 
 @pytest.mark.parametrize(("kind", "path"), [("adapter", LORA), ("projector", PRETRAINED)])
@@ -1017,7 +1017,7 @@ def test_a_part_beside_a_converted_model_is_not_in_it(kind: str, path: Path, run
         True,
     )
     assert "under its own names: --source model=DIR" in told(ran)
-    assert "Nothing is to be done" not in told(ran)
+    assert "No conversion is needed" not in told(ran)
 
 
 def test_an_adapter_of_a_converted_model_is_merged_as_peft_merges_it(run: Run) -> None:

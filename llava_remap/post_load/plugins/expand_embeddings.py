@@ -174,7 +174,7 @@ def _row_of(token: str, ids: Mapping[str, int] | None, rows: int) -> int:
     if ids is None:
         raise refuse(
             "LR212",
-            f"`init: copy` needs the id of `{token}`, and no source has a tokenizer.",
+            f"`init: copy` needs the id of `{token}`, but no source has a tokenizer.",
             "Give one with --source language_model=DIR, or choose another `init`.",
         )
     if token not in ids:
@@ -186,8 +186,8 @@ def _row_of(token: str, ids: Mapping[str, int] | None, rows: int) -> int:
     if ids[token] >= rows:
         raise refuse(
             "LR212",
-            f"`init: copy`: the id of `{token}` is {ids[token]}, and embed_tokens has {rows} rows: "
-            "there is no row to copy.",
+            f"`init: copy`: the id of `{token}` is {ids[token]}, but embed_tokens has only {rows} "
+            "rows, so there is no row to copy.",
             "Name a token that the model was trained with.",
         )
     return ids[token]

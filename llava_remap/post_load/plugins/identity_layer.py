@@ -33,8 +33,8 @@ from llava_remap.post_load import (
 
 _IDENTITY = (
     "the projector is one linear layer, so the config names the activation `linear`. transformers "
-    "takes it. vLLM refuses it; llama.cpp and mlx-vlm put a GELU there and compute something else "
-    "without a word."
+    "accepts this. vLLM refuses it. llama.cpp and mlx-vlm put a GELU there and silently compute "
+    "something else."
 )
 _OTHER_FORM = "For these programs, convert with --projector-form gelu."
 _GELU = (
@@ -79,8 +79,8 @@ class IdentityLayer(BaseModel):
         if len(shape) != 2:
             raise refuse(
                 "LR212",
-                f"`identity_layer`: `{self.after}` is {list(shape)}, and the weight of a "
-                "linear layer has two dimensions.",
+                f"`identity_layer`: `{self.after}` is {list(shape)}, but the weight of a linear "
+                "layer has two dimensions.",
                 "Name the weight of a linear layer.",
             )
         rows, columns = shape
@@ -97,14 +97,14 @@ class IdentityLayer(BaseModel):
                 "`identity_layer`: the form `gelu` is for a layer whose weight is named "
                 f"`….weight`, in a config that says {_ACTIVATION}: linear. Here they are "
                 f"`{self.after}` and {before.config.get(_ACTIVATION)!r}.",
-                "Take the form `identity`.",
+                "Use the form `identity`.",
             )
         if rows < 2 * columns:
             raise refuse(
                 "LR212",
                 f"`identity_layer` in the form `gelu` needs {2 * columns} rows, two for each "
                 f"column of `{self.after}`, which is {list(shape)}.",
-                "Take the form `identity`, and a program that knows the activation `linear`.",
+                "Use the form `identity`, and a program that knows the activation `linear`.",
             )
         bias = self.after.removesuffix("weight") + "bias"
         moved = {
