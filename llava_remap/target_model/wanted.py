@@ -175,6 +175,15 @@ def config_size(class_name: str, config: Mapping[str, Any], key: str) -> int:
     Raises:
         RemapError: as `model_class`; LR201 if the config has no such number.
     """
+    return cached_value(
+        "size",
+        {"class": class_name, "config": config, "key": key},
+        lambda: _ask_size(class_name, config, key),
+        int,
+    )
+
+
+def _ask_size(class_name: str, config: Mapping[str, Any], key: str) -> int:
     value: Any = model_class(class_name, config).config_class.from_dict(from_json(config))
     for name in key.split("."):
         value = getattr(value, name, None)

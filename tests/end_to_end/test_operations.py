@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from llava_remap import apply, load_model, plan, revert, verify
 from llava_remap.core.problem import RemapError
-from tests.conftest import CLIP, Tensors
+from tests.conftest import CLIP, Tensors, heavy
 from tests.fused import HEAD, PLAIN, RULES, changed_checkpoint, same, sources, weights
 
 TABLE = """\
@@ -289,3 +289,10 @@ def test_what_a_view_made_is_taken_back_by_the_rules_alone(reshaped: dict[str, s
         assert torch.equal(back[name], stored[name])
     [patches] = [name for name in back if "patch_embedding" in name]
     assert back[patches].ndim == 2
+
+
+def test_a_second_dry_run_asks_no_library_for_sizes(fused_source: Path, fused_rules: Path) -> None:
+    command = ("apply", fused_rules, "--dry-run", f"--source={fused_source}")
+    tower = f"--source=vision_tower={CLIP}"
+    heavy(*command, tower)
+    assert heavy(*command, tower) <= {"numpy"}
