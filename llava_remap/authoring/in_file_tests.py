@@ -254,6 +254,8 @@ def _sized(test: NameTest, found: Sequence[Routed], operations: Sequence[Applied
     placed = place_operations(routes, shapes, (), test.given.target)
     for problem in placed.problems:
         return f"({problem.table[0][1]})"
+    if twice := [name for name, entries in placed.provided.items() if len(entries) > 1]:
+        return f"(several operations make {twice[0]})"
     parts = {name: [*entry.parts] for name, [entry] in placed.provided.items()}
     old = {
         name: (numbers.shape, [*_taken_boxes(parts, name)])

@@ -159,6 +159,8 @@ def key_mapping(rules: RuleFile, program: Program) -> KeyMapping:
             "A WeightConverter matches its part of a name anywhere, even in modules that the rule "
             "doesn't take. And save_pretrained divides joined tensors into equal parts."
         )
+    if any("PermuteForRope" in call for made in converters for call in made.operations):
+        remarks.append("PermuteForRope leaves tensors of more than two axes as they are.")
     target = rules.text.target
     return KeyMapping(
         patterns,
@@ -239,6 +241,8 @@ def _renaming(kind: RuleKind) -> _Renaming:
 
 
 def _of_template(from_: Template, to: Template) -> _Renaming:
+    if to.computed:
+        raise _InexpressibleError("transformers copies numbers, and computes none")
     source, target = _tokens(from_), _tokens(to)
     # The common end of both templates, from a field on, is only a lookahead of the pattern.
     pairs = zip(source[::-1], target[::-1], strict=False)

@@ -125,7 +125,14 @@ def _calls(operation: Operation) -> list[str]:
     elif plain_parts and (lists or stacked is None):
         calls = [f"MergeModulelist(dim={stacked})"] if stacked is not None else []
         calls += [f"Concatenate(dim={along})"] if along is not None else []
-        return calls if seen == AS_STORED else [*calls, _permuted(operation, seen)]
+        if seen == AS_STORED:
+            return calls
+        # transformers joins first, so an axis behind or inside the view would be another one.
+        joined_before = (along is None or along <= seen.axis) and (
+            stacked is None or stacked < seen.axis
+        )
+        if not seen.view or joined_before:
+            return [*calls, _permuted(operation, seen, back=True)]
     raise NoConverterError("transformers has no operations that do the same")
 
 

@@ -135,6 +135,12 @@ def test_another_number_fails(load: Load, case: str) -> None:
     ("test", "why"),
     [
         (
+            "{from: [x.qkv.weight, x.wqkv.weight], to: [x.q, x.k, x.v, x.q, x.k], "
+            "shapes: {from: [[9], [6]], to: [[3], [3], [3], [3], [3]]}, "
+            "given: {target: {text_config.num_key_value_heads: 1, text_config.head_dim: 1}}}",
+            "(several operations make x.q)",
+        ),
+        (
             "{from: x.qkv.weight, to: [x.q, x.k, x.v], shapes: {from: [10], to: [[3], [3], [3]]}}",
             "don't add up to the 10 of `x.qkv.weight`",
         ),

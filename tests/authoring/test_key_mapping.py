@@ -142,6 +142,7 @@ def test_rules_that_meet_what_others_make(kind: str, tmp_path: Path) -> None:
         (r"{id: x, match: '^.*.b', replace: 'b'}", "own wildcard"),
         (r"{id: x, match: '^\p{L}', replace: 'b'}", "doesn't know its regex"),
         (r"{id: x, from: 'a(b', to: 'b(b)'}", "as a pattern"),
+        ("{id: x, from: 'a.{n:int}', to: 'b.{n+1}'}", "computes none"),
     ],
 )
 def test_what_cannot_be_said_is_told(rule: str, reason: str, tmp_path: Path) -> None:

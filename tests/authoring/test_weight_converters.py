@@ -12,7 +12,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModelForImageTextToText, LlavaForConditionalGeneration
+from transformers import (
+    AutoModelForImageTextToText,
+    LlavaForConditionalGeneration,
+    core_model_loading,
+)
 from transformers import conversion_mapping as own_mapping
 
 from llava_remap.authoring.weight_converters import Converter, NoConverterError, converter
@@ -148,6 +152,62 @@ def test_what_transformers_has(text: str, wanted: Converter) -> None:
     assert converter(operation(text)) == wanted
 
 
+class Config:
+    num_attention_heads = 3
+
+
+@pytest.mark.parametrize(
+    ("text", "view", "swapped"),
+    [
+        ("from: ['{m...}.a', '{m...}.b'], how: {concat: 0, axes: [1, 0]", (12, 4), (0, 1)),
+        (
+            "from: ['{m...}.a', '{m...}.b'], how: {concat: 0, view: ['*', 2], axes: [1, 0]",
+            (6, 2, 4),
+            (0, 1),
+        ),
+        (
+            "from: ['{m...}.a', '{m...}.b'], "
+            "how: {concat: 0, view: [2, '*'], axis: 1, axes: [0, 2, 1]",
+            (12, 2, 2),
+            (1, 2),
+        ),
+        (
+            "from: '{m...}.{e:each}', how: {stack: 0, view: ['*', 2], axis: 1, axes: [0, 2, 1]",
+            (12, 2, 2),
+            (1, 2),
+        ),
+        (
+            "from: ['{m...}.a', '{m...}.b'], "
+            "let: {h: target.num_attention_heads}, how: {concat: 0, view: [h, 2, '*'], "
+            "axes: [0, 2, 1]",
+            (3, 2, 2, 4),
+            (1, 2),
+        ),
+    ],
+)
+def test_transformers_joins_what_a_view_divides(
+    text: str, view: tuple[int, ...], swapped: tuple[int, int]
+) -> None:
+    """torch takes the parts out of the whole, and transformers makes the whole of them."""
+    found = converter(operation(f"{text}}}, to: '{{m}}.whole'"))
+    whole = torch.arange(48).view(12, 4)
+    seen = whole.view(view).transpose(*swapped)
+    seen = seen if len(view) == 2 else seen.reshape(12, 4)
+    made: Any = (
+        {found.sources[0]: [*seen]}
+        if "each" in text
+        else dict(zip(found.sources, seen.chunk(2), strict=True))
+    )
+    for call in found.operations:
+        kind, _, arguments = call.partition("(")
+        step = eval(f"kind({arguments}", {"kind": getattr(core_model_loading, kind)})
+        made = step.convert(
+            made, [*found.sources], [*found.targets], config=Config(), full_layer_name="x"
+        )
+    [result] = made.values()
+    assert torch.equal(result, whole)
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [
@@ -158,6 +218,15 @@ def test_what_transformers_has(text: str, wanted: Converter) -> None:
             "has no operations",
         ),
         ("from: '{m...}.a', to: '{m}.b', how: {axes: [1, 2, 0]}", "for this order of axes"),
+        (  # transformers would count the axis in the tensor without the view
+            "from: ['{m...}.a', '{m...}.b'], to: '{m}.c', "
+            "how: {view: ['*', 2], axes: [1, 0, 2], concat: 2}",
+            "has no operations",
+        ),
+        (
+            "from: '{m...}.{e:each}.a', to: '{m}.c', how: {view: ['*', 2], axes: [1, 0], stack: 1}",
+            "has no operations",
+        ),
         ("from: 'x.{n:int}.a.{p}.c', to: 'x.{n}.b.{p}.d', how: {axes: [1, 0]}", "fields between"),
     ],
 )

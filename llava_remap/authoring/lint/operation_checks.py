@@ -93,8 +93,9 @@ def incomplete(trial: Trial) -> Iterator[Finding]:
         first = next(applied.tensors).tensor.name
         for number, end in enumerate(applied.rule.operation.sources):
             numbers = {each for at, each in applied.sources if at == number}
-            if gaps := {*range(max(numbers, default=0) + 1)} - numbers:
-                fact = f"number {min(gaps)} of" if end.each else "there is no"
+            absent = min({*range(len(numbers) + 1)} - numbers)
+            if absent <= max(numbers, default=0):
+                fact = f"number {absent} of" if end.each else "there is no"
                 lacking[applied.rule.label].append((first, f"{fact} `{end.names}`"))
     for label, rows in lacking.items():
         yield Finding(
