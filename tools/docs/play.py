@@ -20,7 +20,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
 import typer
 import yaml
 from safetensors.torch import load_file, save_file
@@ -70,7 +69,6 @@ def set_up(folder: Path) -> None:
     (folder / "tools").mkdir()
     shutil.copy(ROOT / "tools" / "load.py", folder / "tools")
     _write_language_model(folder / "vicuna-7b-v1.5")
-    _write_fused(folder / "llava-v1.5-7b-fused")
 
 
 def _write_language_model(folder: Path) -> None:
@@ -87,17 +85,6 @@ def _write_language_model(folder: Path) -> None:
     }
     content |= {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
     config.write_text(json.dumps(content))
-
-
-def _write_fused(folder: Path) -> None:
-    """The small checkpoint with q, k and v of a layer in one matrix, one behind the other."""
-    shutil.copytree(RELEASED / "safetensors", folder)
-    weights = folder / "model.safetensors"
-    tensors = load_file(weights)
-    for name in [name for name in tensors if name.startswith("model.layers.") and "q_proj" in name]:
-        parts = [tensors.pop(name.replace("q_proj", f"{kind}_proj")) for kind in "qkv"]
-        tensors[name.replace("q_proj", "qkv")] = torch.cat(parts)
-    save_file(tensors, weights, {"format": "pt"})
 
 
 def _played_block(block: Block) -> str:
