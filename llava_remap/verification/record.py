@@ -376,7 +376,8 @@ class _Source(_Part):
     files: dict[str, _Sized]
     #: Only these files are ever written from a record.
     texts: dict[
-        Literal["config.json", "generation_config.json"], Annotated[str, AfterValidator(_encodable)]
+        Literal["config.json", "generation_config.json", "params.json"],
+        Annotated[str, AfterValidator(_encodable)],
     ]
 
 

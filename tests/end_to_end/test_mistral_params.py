@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
 
-from llava_remap import apply, convert, plan
+from llava_remap import apply, convert, plan, revert, verify
 from llava_remap.core.problem import RemapError
 from llava_remap.target_model import tekken
 from tests.conftest import DATA, Tensors
@@ -140,6 +140,21 @@ def test_the_config_is_that_of_the_official_script_without_its_faults(
     assert {key: wanted[key] for key in wanted if made.get(key) != wanted[key]} == FAULTS[rules]
 
 
+@pytest.mark.parametrize("rules", FAMILIES)
+def test_the_way_back_gives_the_stored_tensors_and_config(rules: str, tmp_path: Path) -> None:
+    source = published(rules, tmp_path / "source")
+    apply(rules, source, "out")
+    verify("out", against=source)
+    revert("out", "back")
+    [back] = Path("back").rglob("*.safetensors")
+    restored, stored = load_file(back), load_file(source / "consolidated.safetensors")
+    assert restored.keys() == stored.keys()
+    assert all(torch.equal(restored[name], stored[name]) for name in stored)
+    assert (
+        next(Path("back").rglob("params.json")).read_text() == (source / "params.json").read_text()
+    )
+
+
 def features(tensors: Tensors, pixels: torch.Tensor) -> torch.Tensor:
     """The features of one picture by Mistral's own tower: rope in two dimensions turns neighbouring
     numbers together, the feed-forward layer has silu.
@@ -214,6 +229,7 @@ def test_convert_recognises_a_published_folder(rules: str, tmp_path: Path) -> No
 
 def test_what_params_json_does_not_say_is_told(tmp_path: Path) -> None:
     notes = plan("pixtral", published("pixtral", tmp_path / "source"), dry_run=True).plan.notes
+    assert not any("has silu" in note.cause for note in notes)
     [assumed] = [note.cause for note in notes if "the rule file's" in note.cause]
     for value in ("131072 (`max_seq_len`)", "True (`vision_encoder.adapter_bias`)", "'silu'"):
         assert value in assumed
@@ -262,8 +278,9 @@ def test_a_config_json_of_transformers_counts_first(tmp_path: Path) -> None:
     config = json.loads((ORIGINALS / "mistral3" / "config.json").read_text())
     config["text_config"]["vocab_size"] = ROWS
     (source / "config.json").write_text(json.dumps(config))
-    apply("mistral-small", source, "out")
+    result = apply("mistral-small", source, "out")
     assert json.loads(Path("out/config.json").read_text())["vision_config"]["hidden_act"] == "gelu"
+    assert any("Mistral's own code has silu" in note.cause for note in result.notes)
 
 
 def test_a_config_that_does_not_say_whether_the_head_is_tied_keeps_the_stored_head(

@@ -21,7 +21,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, LlamaConfig
 from llava_remap import apply, convert, plan, revert
 from llava_remap.checkpoint import open_checkpoint
 from llava_remap.core.problem import RemapError
-from tests.conftest import DATA, Tensors
+from tests.conftest import CLIP, DATA, Tensors
 from tests.end_to_end.test_foreign_towers import weights
 
 TOWERS = DATA / "operations"
@@ -231,12 +231,30 @@ def test_pictures_have_the_pixels_of_prismatics_transforms(
     rules: str, kind: str, strategy: str, tmp_path: Path
 ) -> None:
     source = run(tmp_path / "run", kind, image_resize_strategy=strategy)
-    apply(rules_for(rules), [source, *given(tmp_path, kind)], "out")
+    result = apply(rules_for(rules), [source, *given(tmp_path, kind)], "out")
+    told = any("one pixel less" in note.cause for note in result.notes)
+    assert told == (strategy == "letterbox")
     noise = np.random.default_rng(3).integers(0, 255, (40, 60, 3), dtype=np.uint8)
     picture = Image.fromarray(noise)
     made = AutoProcessor.from_pretrained("out").image_processor(picture, return_tensors="np")
     wanted = own_pixels(picture, strategy, kind)
     assert np.abs(made["pixel_values"][0] - wanted).max() < 0.02  # a step of 1/255 is 0.015
+
+
+def test_a_clip_tower_may_have_the_names_of_transformers(tmp_path: Path) -> None:
+    """OpenAI's tower, as it is downloaded if none is given, has the weights of timm's."""
+    source = run(tmp_path / "run", "clip")
+    heads = json.loads((CLIP / "config.json").read_text())
+    heads = heads.get("vision_config", heads)["num_attention_heads"]
+    rules = rules_for("prismatic-clip")
+    rules.write_text(rules.read_text().replace("{const: 4}", f"{{const: {heads}}}"))
+    parts = [given(tmp_path, "clip")[0], f"vision_tower={CLIP}"]
+    apply(rules, [source, *parts], "out")
+    tower = {n: t for n, t in weights(Path("out")).items() if n.startswith("vision_tower.")}
+    for name, tensor in load_file(CLIP / "model.safetensors").items():
+        if (new := f"vision_tower.{name}") in tower:
+            assert torch.equal(tower.pop(new), tensor)
+    assert not tower
 
 
 def test_the_way_back_gives_the_modules_tensors(tmp_path: Path) -> None:
