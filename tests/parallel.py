@@ -37,6 +37,8 @@ FIRST = (
     "tests/authoring/shrink/test_shrink.py",
     "tests/end_to_end/test_codes.py",
     "tests/authoring/lint/test_command.py",
+    "tests/end_to_end/test_prismatic.py",
+    "tests/end_to_end/test_mistral_params.py",
     "tests/end_to_end/test_operation_families.py",
     "tests/end_to_end/test_foreign_towers.py",
     "tests/end_to_end/test_examples.py",
