@@ -19,10 +19,11 @@ from pydantic import (
 
 from llava_remap.rulefile.operation import AS_STORED, REST, End, Join, Operation, Seen
 from llava_remap.rulefile.schema.part import (
-    Condition,
     Id,
+    Optional,
     Part,
     TemplateText,
+    When,
     check,
     either,
 )
@@ -225,25 +226,15 @@ class TensorRule(Part):
     tensors of `to`. Sizes come from the tensors and from `let`, and must add up.
     """
 
-    id: Id = Field(
-        description="the rule's name in reports, unique in its list; a rule with the id of an "
-        "inherited rule replaces that rule"
-    )
+    id: Id
     from_: Tensors = Field(alias="from", description="the tensor to take, or the list of tensors")
     to: Tensors = Field(description="the tensor to make, or the list of tensors")
     how: How = Field(description="how the tensors are divided or joined")
     let: dict[str, SizeKey] = Field(
         {}, description="name for a size → key of the target's config (target.text_config.…)"
     )
-    when: Condition | None = Field(
-        None,
-        description="the rule counts only for checkpoints that meet this condition. The names "
-        "are those of the first source and of the sources that override it, after `prepare`",
-    )
-    optional: bool = Field(
-        False,
-        description="whether a checkpoint may have no tensor for this rule (no LR205 from lint)",
-    )
+    when: When = None
+    optional: Optional = False
 
     _operation: Operation = PrivateAttr()
 
@@ -257,7 +248,6 @@ class TensorRule(Part):
         sources, targets = _ends(self.from_), _ends(self.to)
         check(
             "form",
-            (self.when == Condition(), "`when` is empty, so it always holds: leave it out"),
             (
                 self.how.divides and len(sources) > 1,
                 "`split` and `unstack` take one tensor, but `from` has several",

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -38,7 +39,19 @@ TemplateText = Annotated[
 ]
 Scalar = str | int | float | bool | None
 Facts = dict[str, Scalar]
-Id = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+#: Fields of every rule, whatever it does: `Id`, `Optional` and `When`.
+Id = Annotated[
+    str,
+    Field(
+        pattern=r"^[a-z0-9][a-z0-9-]*$",
+        description="the rule's name in reports, unique in its list; a rule with the id of an "
+        "inherited rule replaces that rule",
+    ),
+]
+Optional = Annotated[
+    bool,
+    Field(description="whether a checkpoint may have no name for this rule (no LR205 from lint)"),
+]
 
 
 def check(kind: str, *checks: tuple[object, str]) -> None:
@@ -83,6 +96,22 @@ class Condition(Part):
         description="key of the source's config → the value, or the list of values, that it may "
         "not have",
     )
+
+
+def _said(condition: Condition | None) -> Condition | None:
+    check("form", (condition == Condition(), "`when` is empty, so it always holds: leave it out"))
+    return condition
+
+
+When = Annotated[
+    Condition | None,
+    AfterValidator(_said),
+    Field(
+        description="the rule counts only for checkpoints that meet this condition. The names "
+        "are those of the first source and of the sources that override it: in `prepare` as "
+        "stored, in `names` and `tensors` after `prepare`"
+    ),
+]
 
 
 class Requirement(Condition):

@@ -19,10 +19,11 @@ from llava_remap.rulefile.kinds import Drop, Rename, RuleKind, Substitute, Unwra
 from llava_remap.rulefile.pattern import Regex, Wrapper
 from llava_remap.rulefile.schema.operations import LISTED
 from llava_remap.rulefile.schema.part import (
-    Condition,
     Id,
+    Optional,
     Part,
     TemplateText,
+    When,
     check,
     either,
     pattern_error,
@@ -46,10 +47,7 @@ class Rule(Part):
         ("from", "to"), ("match", "replace"), ("from", "drop"), ("match", "drop"), ("unwrap",)
     )
 
-    id: Id = Field(
-        description="the rule's name in reports, unique in its list; a rule with the id of an "
-        "inherited rule replaces that rule"
-    )
+    id: Id
     from_: TemplateText | None = Field(
         None,
         alias="from",
@@ -79,16 +77,8 @@ class Rule(Part):
         min_length=1,
         description="drops the tensor; the text is the reason, which users read in the report",
     )
-    when: Condition | None = Field(
-        None,
-        description="the rule counts only for checkpoints that meet this condition. The names "
-        "are those of the first source and of the sources that override it: in `prepare` as "
-        "stored, in `names` after `prepare`",
-    )
-    optional: bool = Field(
-        False,
-        description="whether a checkpoint may have no name for this rule (no LR205 from lint)",
-    )
+    when: When = None
+    optional: Optional = False
     one_way: Literal[True] | None = Field(
         None, description="true: this rule doesn't turn new names back into old ones"
     )
@@ -128,7 +118,6 @@ class Rule(Part):
                 one_way and self.unwrap is not None,
                 "`unwrap` has no way back anyway: leave out `one_way`",
             ),
-            (self.when == Condition(), "`when` is empty, so it always holds: leave it out"),
         )
         match self.from_, self.to, self.match, self.replace, self.unwrap, self.drop:
             case Template() as source, Template() as target, None, None, None, None:
