@@ -354,8 +354,9 @@ def manifest_problems(checkpoints: Mapping[str, Checkpoint], *, dry_run: bool) -
 
 
 def written_tensors(weights: Sequence[Path]) -> Catalog:
-    """The tensors of weight files, by name."""
-    return {name: t for path in weights for name, t in open_checkpoint(path).catalog.items()}
+    """The tensors of weight files, by name. One of several files may hold only a projector."""
+    opened = (open_checkpoint(path, part=True) for path in weights)
+    return {name: tensor for file in opened for name, tensor in file.catalog.items()}
 
 
 def _read_files(checkpoint: Checkpoint, files: Mapping[str, Path]) -> dict[str, FileDigest | int]:

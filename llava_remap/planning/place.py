@@ -85,8 +85,9 @@ class PartOfWhole:
         return cls(None, extent=None if size == REST else _value(size, sizes))
 
     @property
-    def name(self) -> str:
-        return self.viewed.box.name if self.viewed else "a dropped part"
+    def called(self) -> str:
+        """The part in messages."""
+        return f"`{self.viewed.box.name}`" if self.viewed else "a dropped part"
 
 
 def place(whole: Viewed, join: Join, parts: Sequence[Sequence[PartOfWhole]]) -> list[list[Placed]]:
@@ -119,7 +120,7 @@ def place(whole: Viewed, join: Join, parts: Sequence[Sequence[PartOfWhole]]) -> 
                 if index >= whole.box.sizes[join.stacked]:
                     count = whole.box.sizes[join.stacked]
                     raise MisfitError(
-                        f"`{name}` has room for {count} tensors, and `{tensor.name}` is one more"
+                        f"`{name}` has room for {count} tensors, and {tensor.called} is one more"
                     )
                 start[join.stacked], stop[join.stacked] = index, index + 1
             region = Box(name, whole.box.view, whole.box.axes, tuple(start), tuple(stop))
@@ -187,13 +188,13 @@ def _extents(whole: Viewed, join: Join, parts: Sequence[Sequence[PartOfWhole]]) 
         found = {_extent(whole, join, tensor) for tensor in tensors}
         if len(found) != 1:
             raise MisfitError(
-                f"the tensors in the list of `{tensors[0].name}` have different sizes"
+                f"the tensors in the list of {tensors[0].called} have different sizes"
             )
         extents.append(found.pop())
     rest = total - sum(extent for extent in extents if extent is not None)
     if rest < 0 or (rest and None not in extents):
         those = " + ".join(
-            f"{extent} of `{tensors[0].name}`"
+            f"{extent} of {tensors[0].called}"
             for tensors, extent in zip(parts, extents, strict=True)
             if extent is not None
         )
@@ -213,7 +214,7 @@ def _extent(whole: Viewed, join: Join, part: PartOfWhole) -> int | None:
     at = list(dict.fromkeys(counted)).index(group)
     own = part.viewed.merged(part.viewed.box.sizes)
     if at >= len(own):
-        raise MisfitError(f"`{part.name}` has the shape {list(own)}, which has too few axes")
+        raise MisfitError(f"{part.called} has the shape {list(own)}, which has too few axes")
     others = prod(
         size
         for axis, size in enumerate(whole.box.sizes)
@@ -221,7 +222,7 @@ def _extent(whole: Viewed, join: Join, part: PartOfWhole) -> int | None:
     )
     extent, left = divmod(own[at], others) if others else (0, 1)
     if left:
-        raise MisfitError(f"the {own[at]} rows of `{part.name}` can't be divided by {others}")
+        raise MisfitError(f"the {own[at]} rows of {part.called} can't be divided by {others}")
     return extent
 
 

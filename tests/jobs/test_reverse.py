@@ -188,6 +188,14 @@ def test_every_layout(layout: str, made: Path, out: Path) -> None:
     assert tensors(Path("back")) == tensors(Path("classic"))
 
 
+def test_a_file_with_the_projector_alone(made: Path) -> None:
+    """The way back keeps the files of the folder, and one of many may be that of a projector."""
+    apply("llava-v1.5", [str(FORMS["full_state_dict"]), TOWER], "many", max_shard_nbytes=3000)
+    reverse("many")
+    reverse(made, output="few")
+    assert tensors(Path("back")) == tensors(Path("few"))
+
+
 def test_what_the_installed_transformers_saves(out: Path) -> None:
     """A fine-tuned model, and one built from scratch: every tensor that was saved comes back
     under its original name.
