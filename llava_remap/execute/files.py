@@ -227,15 +227,15 @@ def refuse_filled(path: Path, begun: Unfinished | None, *, killed: bool) -> None
     if begun is not None:
         raise refuse(
             "LR505",
-            f"a job was begun in {path} and not ended: {begun}.",
-            "Add --resume to the same command to go on, or delete the folder.",
+            f"{path} has an unfinished job: {begun}.",
+            "Add --resume to the same command to continue, or delete the folder.",
         )
     if any(entry.name != CLAIM for entry in path.iterdir()):
         why = f": a job was killed in it (it has {CLAIM})" if killed else ""
         raise refuse(
             "LR503",
-            f"{path} is there and isn't an empty folder{why}.",
-            "Give another --output, or empty it.",
+            f"{path} exists and isn't an empty folder{why}.",
+            "Give another --output, or empty the folder.",
         )
 
 
@@ -247,9 +247,9 @@ def refuse_changed_job(path: Path, begun: Unfinished, facts: Facts) -> None:
     if changed := begun.changed(facts):
         raise refuse(
             "LR504",
-            f"the job that was begun in {path} is another one. What has changed: "
+            f"{path} has an unfinished job that is different. What has changed: "
             f"{'; '.join(changed)}.",
-            "Run it as it was begun, or delete the folder and start anew.",
+            "Run that job again as it was begun, or delete the folder and start again.",
         )
 
 
@@ -265,7 +265,7 @@ def _take_up(path: Path, begun: Unfinished, facts: Facts, job: Resumable) -> dic
         raise refuse(
             "LR503",
             f"{path} has files that the job begun in it didn't write: {', '.join(foreign[:6])}.",
-            "Move them elsewhere.",
+            "Move these files to another folder.",
         )
     digests = digest_files(
         (weights[name] for name in begun.finished if name in there), job.on_progress
@@ -311,7 +311,9 @@ def _refuse_there(path: Path) -> None:
     """LR508 for an existing file, which isn't ours and is kept."""
     if os.path.lexists(path):
         raise refuse(
-            "LR508", f"{path} is there, and no job of ours wrote it.", "Give another --output."
+            "LR508",
+            f"{path} exists already, and llava-remap didn't write it.",
+            "Give another --output.",
         )
 
 
@@ -321,14 +323,14 @@ def _write_error(error: OSError, path: Path) -> RemapError:
     if error.errno == errno.EFBIG:
         return refuse(
             "LR508",
-            f"{path} became larger than a file may be there, by its file system or by `ulimit -f`.",
+            f"{path} became larger than its file system or `ulimit -f` allows.",
             "Give a smaller --max-shard-size, or another --output.",
         )
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return refuse(
             "LR502",
             f"the disk filled up while {path} was written.",
-            "Free some, or give another --output.",
+            "Free some space, or give another --output.",
         )
     return refuse(
         "LR508", f"{error.filename or path}: {error.strerror or error}.", "Give another --output."

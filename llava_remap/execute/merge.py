@@ -63,9 +63,9 @@ class Pair:
         if not is_finite(made, self._dtype).all():
             raise refuse(
                 "LR406",
-                f"`{self._name}`, with what `{self._b.name}` adds, has values that are inf or "
-                f"NaN or don't fit into {self._dtype}.",
-                "Look for large values in the base, and at the adapter's alpha.",
+                f"`{self._name}`, merged with `{self._b.name}`, has values that are inf or NaN or "
+                f"don't fit into {self._dtype}.",
+                "Check the base for large values, and check the adapter's alpha.",
                 [self._name],
             )
         return made

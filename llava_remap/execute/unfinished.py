@@ -176,13 +176,13 @@ def refuse_foreign_claim(folder: Path) -> None:
             "LR504",
             f"{path} belongs to another user, or others may write to it, so its list of "
             "finished files isn't trusted.",
-            "Delete the folder and start anew.",
+            "Delete the folder and start again.",
         )
 
 
 def _is_there(path: Path) -> bool:
     if path.is_symlink():
-        raise OSError(errno.ELOOP, "it is a link; a job writes a file there", str(path))
+        raise OSError(errno.ELOOP, "it is a link, but a job writes a file there", str(path))
     return is_regular_file(path)
 
 

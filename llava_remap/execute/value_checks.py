@@ -61,8 +61,8 @@ def run_value_checks(
                 problems.append(
                     Problem(
                         "LR406",
-                        f"{bad} values of `{check.from_[0].name}` are inf or NaN, and others would "
-                        "be made from them.",
+                        f"{bad} values of `{check.from_[0].name}` are inf or NaN, and other "
+                        "values would be computed from them.",
                         "Find out why the training produced them; a checkpoint with them is "
                         "broken.",
                         (check.from_[0].name,),
@@ -80,7 +80,7 @@ def run_value_checks(
                     "LR405",
                     f"the config ties `{one.name}` and `{other.name}`, but their values differ.",
                     "If both were trained, set tie_word_embeddings to false in the source's "
-                    "config.json, and in its text_config where there is one.",
+                    "config.json, and in its text_config if it has one.",
                     (one.name, other.name),
                 )
             )
@@ -90,9 +90,8 @@ def run_value_checks(
                 "LR406",
                 f"values of {len(rows)} tensor{'s' if len(rows) > 1 else ''} don't fit into "
                 f"{dtype}.",
-                "Write another --dtype: bfloat16 holds numbers as large as float32 does. inf and "
-                "NaN "
-                "no dtype makes good.",
+                "Choose another --dtype: bfloat16 holds numbers as large as float32 does. No "
+                "dtype can repair inf and NaN.",
                 tuple(name for name, _ in rows),
                 tuple(rows),
             )
@@ -129,8 +128,8 @@ def _delta(norms: Sequence[Tensor], on_progress: Callable[[int], None]) -> list[
         Problem(
             "LR106",
             "these look like delta weights, the differences to a base: the weights of all "
-            f"{len(norms)} norms of the language model "
-            f"are about 0 (at most {largest:.2g} in the mean), where those of a model are about 1.",
+            f"{len(norms)} norms of the language model are about 0 (at most {largest:.2g} in the "
+            "mean), while in a model they are about 1.",
             "Add the base first, and give the result: python -m llava.model.apply_delta --base "
             "BASE "
             "--target DIR --delta SRC, of the "

@@ -189,6 +189,6 @@ def too_short(file: Path, nbytes: int) -> RemapError:
     """LR102 for a file that ends `nbytes` bytes before a range of it does."""
     return refuse(
         "LR102",
-        f"{file} ends {nbytes} bytes early: it has become shorter since its header was read.",
+        f"{file} ends {nbytes} bytes early: it became shorter after its header was read.",
         "Leave the sources alone while a job runs.",
     )

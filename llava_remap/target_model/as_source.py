@@ -40,7 +40,9 @@ def config_as_source(
     if own is None:
         lacking = f"neither config.json nor {config_file}" if config_file else "no config.json"
         raise ConfigError.of(
-            "LR112", f"{checkpoint.location} has {lacking} to say which model it is.", _GIVE
+            "LR112",
+            f"{checkpoint.location} has {lacking}, so nothing says which model it is.",
+            _GIVE,
         )
     named = own.get("architectures")
     if not isinstance(named, list) or len(named) != 1 or not isinstance(named[0], str):
@@ -118,7 +120,7 @@ def _contradiction(checkpoint: Checkpoint, said: str) -> NoReturn:
     raise ConfigError.of(
         "LR112",
         f"the config.json in {checkpoint.location} says {said}.",
-        "Find out which is right, and take the other out.",
+        "Find out which value is right, and remove the other one.",
     )
 
 

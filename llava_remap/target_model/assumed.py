@@ -83,9 +83,9 @@ def assumed_note(
     if said:
         yield Problem(
             "LR315",
-            f"assumed, since no config says it: {'; '.join(said)}. The config that describes the "
-            "language model has none of the keys that the training of such a model adds "
-            f"({', '.join(sorted(asked))}).",
+            f"these values are assumed, since no config gives them: {'; '.join(said)}. The config "
+            "that describes the language model has none of the keys that the training of such a "
+            f"model adds ({', '.join(sorted(asked))}).",
             "If the model was trained otherwise, the folder computes something else. Give the "
             "checkpoint with the config.json of its training, or put these keys into it.",
         )

@@ -33,8 +33,8 @@ _PROJECTORS = {1: "linear", 2: "mlp2x_gelu"}
 #: What keys of a tower's config begin with in a rule file.
 _TOWERS = "vision_config."
 
-_RULE = "Mend the rule file there."
-_MEND = "Mend the source's config.json."
+_RULE = "Correct the rule file there."
+_MEND = "Correct the source's config.json."
 #: A token that may separate the turns of a conversation; the most such tokens in a message.
 _TURN, _SHOWN_WORDS = re.compile(r"</?s>|<\|[^|<>\s]+\|>|<(start|end)_of_turn>|\[/?INST\]"), 8
 
@@ -170,9 +170,9 @@ def derive_config(
         notes.append(
             Problem(
                 "LR506",
-                "the checkpoint stores lm_head and embed_tokens as one tensor, its config doesn't "
-                "tie them.",
-                "The tensors are believed: the new config says tie_word_embeddings: true.",
+                "the checkpoint stores lm_head and embed_tokens as one tensor, but its config "
+                "doesn't tie them.",
+                "The tensors count: the new config says tie_word_embeddings: true.",
             )
         )
     table = tensors.get(text.embedding)
@@ -295,8 +295,8 @@ def _chat_template(values: Values, rules: RuleFile, made: Processor) -> ChosenTe
     turns = [word for word in sorted(values.words) if _TURN.fullmatch(word)][:_SHOWN_WORDS]
     raise refuse(
         "LR413",
-        f"none of the chat templates of {rules.name} is for this tokenizer ({wanted}). Its "
-        f"tokens that may separate turns: {', '.join(turns) or 'none'}.",
+        f"none of the chat templates of {rules.name} is for this tokenizer ({wanted}). The "
+        f"tokenizer's tokens that may separate turns: {', '.join(turns) or 'none'}.",
         "Write the template that the model was trained with, as text, into a rule file that has "
         f"`extends: [{rules.name}.yaml]`: "
         "`processor: {chat_template: …}`. docs/research-code.md shows how.",
@@ -316,7 +316,7 @@ def _check_feature_layer(layers: Any, tower: Tower) -> None:
         ):
             raise ConfigError.of(
                 "LR112",
-                f"`vision_feature_layer` is {layer!r}, and the tower has {count} layers.",
+                f"`vision_feature_layer` is {layer!r}, but the tower has {count} layers.",
                 _MEND,
             )
 
@@ -334,7 +334,7 @@ def _hold_towers_together(
     ):
         raise ConfigError.of(
             "LR309",
-            f"two towers are not computed alike, and {rules.target.class_} has one config for "
+            f"the two towers compute differently, but {rules.target.class_} has one config for "
             f"both: {', '.join(differing)}.",
             "Give the towers that the checkpoint was trained with, each with its own config.json.",
         )
@@ -359,13 +359,14 @@ def _projector_notes(source: Mapping[str, Any], kind: str | None) -> Iterator[Pr
     if said not in (*_PROJECTORS.values(), None):
         raise ConfigError.of(
             "LR112",
-            f"the config says mm_projector_type: {said!r}, and tensors don't show an "
-            f"activation; known are {', '.join(_PROJECTORS.values())}.",
-            "If it is one of these, say so in the source's config.json; transformers has no other.",
+            f"the config says mm_projector_type: {said!r}, and tensors don't show the activation. "
+            f"Known types are {', '.join(_PROJECTORS.values())}.",
+            "If the projector is of one of these types, write that type into the source's "
+            "config.json. transformers has no other projector.",
         )
     if kind is not None and said not in (kind, None):
         yield Problem(
             "LR308",
-            f"the config says mm_projector_type: {said}, the tensors are {words[kind]}.",
-            "The tensors are believed.",
+            f"the config says mm_projector_type: {said}; the tensors are {words[kind]}.",
+            "The tensors count.",
         )

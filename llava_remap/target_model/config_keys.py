@@ -37,14 +37,14 @@ def unread_keys(
         "LR112",
         f"the config has keys that neither a rule of {rules.name} nor the language model's class "
         f"in transformers knows: {list_values(source, strange)}.",
-        "If nothing that the model computes depends on it, write a rule file with "
-        f"`extends: [{rules.name}.yaml]` and `config_keys: {{{lines}}}`. Otherwise transformers "
-        "computes something else.",
+        "If no computation of the model depends on them, write a rule file with `extends: "
+        f"[{rules.name}.yaml]` and `config_keys: {{{lines}}}`. Otherwise transformers computes "
+        "something else.",
     )
     note = Problem(
         "LR318",
-        f"the config says {list_values(source, listed)}; no rule of {rules.name} reads it, and it "
-        "isn't written.",
+        f"the config says {list_values(source, listed)}; no rule of {rules.name} reads this, and "
+        "it isn't written.",
     )
     return [problem] if strange else [], [note] if listed else []
 

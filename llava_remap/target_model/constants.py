@@ -89,7 +89,7 @@ def bad_constants(rules: RuleFile, config: Mapping[str, Any]) -> list[Problem]:
 def suggest(
     word: str,
     known: Collection[str],
-    otherwise: str = "Take it out, or write the name that it has there.",
+    otherwise: str = "Remove it, or write the name that it has in that config.",
 ) -> str:
     """A suggestion: the known words that are spelt most like a word, or else other advice."""
     spelt = {name.lower(): name for name in known}
@@ -114,7 +114,7 @@ def _nearest(value: str, reason: str) -> str:
     from transformers.activations import ACT2FN
 
     words = {*re.findall(r"[\w-]+(?:\.[\w-]+)*", reason), *ACT2FN} - {value}
-    return suggest(value, words, "Take it out, or write a value that the class knows.")
+    return suggest(value, words, "Remove it, or write a value that the class knows.")
 
 
 def set_value(config: dict[str, Any], key: str, value: Any) -> None:

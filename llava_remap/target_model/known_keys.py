@@ -116,7 +116,7 @@ def unread_of_towers(
     note = Problem(
         "LR318",
         f"the tower's config says {list_values(said, unread)}; no vision config of transformers "
-        "has it, and it isn't written.",
+        "has this, and it isn't written.",
     )
     return [note] if unread else []
 
@@ -164,11 +164,11 @@ def _unknown(rules: RuleFile, known: _Known) -> Iterator[tuple[Place, str, str]]
     if known.classes is not None:
         yield (
             ("target", "class"),
-            f"transformers {version} has no class `{target.class_}` for text and pictures "
-            "with a head.",
+            f"transformers {version} has no class `{target.class_}` for text and pictures with a "
+            "language-model head.",
             f"Did you mean {' or '.join(f'`{name}`' for name in known.classes)}?"
             if known.classes
-            else "Write the name of one that has both; it ends with ForConditionalGeneration.",
+            else "Write the name of such a class; it ends with ForConditionalGeneration.",
         )
         return
     yield from _unknown_kinds(rules, known)
@@ -239,7 +239,7 @@ def _wrong_size(whose: str, said: str, known: _Known) -> tuple[str, str] | None:
             return _no_key(whose, parts[:at], part, keys, known.version)
         keys = keys.get(part) if keys is not None else None
     if keys:
-        cause = f"`{'.'.join(parts)}` of {whose} is a group of values, and no number."
+        cause = f"`{'.'.join(parts)}` of {whose} is a group of values, not a number."
         return cause, f"Write one of its values: {said}.{min(keys)}."
     return None
 
@@ -291,7 +291,7 @@ def _unknown_key(
         if not isinstance(constant, Mapping) or len(parts) == 1:
             yield (
                 where,
-                f"`{key}` of {whose} is a group of values, and can't be {constant!r}.",
+                f"`{key}` of {whose} is a group of values, so it can't be {constant!r}.",
                 f"Write its values one by one, with dots: `{key}.{min(keys)}: {{const: …}}`.",
             )
         else:
@@ -323,7 +323,9 @@ def _no_key(whose: str, walked: list[str], part: str, keys: Keys, version: str) 
             f"called `{part}`.",
             f"Write `{'.'.join(walked)}` alone.",
         )
-    return f"`{part}` is no key of {whose}{inside} in transformers {version}.", suggest(part, keys)
+    return f"`{part}` isn't a key of {whose}{inside} in transformers {version}.", suggest(
+        part, keys
+    )
 
 
 def _ask(class_name: str, kind: str | None, words: Mapping[str, str]) -> dict[str, Any]:

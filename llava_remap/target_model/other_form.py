@@ -16,7 +16,7 @@ from llava_remap.target_model.config_keys import unread_keys
 from llava_remap.target_model.values import Values
 from llava_remap.target_model.vocabulary import Vocabulary
 
-_REPLACE = "Replace it by the original one."
+_REPLACE = "Replace it with the original file."
 #: Field of the rule file → the config to fill, and the keys to fill it with.
 _Groups = dict[str, tuple[dict[str, Any], Mapping[str, ConfigValue]]]
 
@@ -103,8 +103,9 @@ def _assumed(values: Values, name: str, groups: _Groups) -> Iterator[Problem]:
     if said:
         yield Problem(
             "LR315",
-            f"{name} doesn't say these values, so they are the rule file's: {'; '.join(said)}.",
-            "If the model was trained with others, put them into that file.",
+            f"{name} doesn't have these values, so the rule file's values are used: "
+            f"{'; '.join(said)}.",
+            "If the model was trained with other values, put them into that file.",
         )
 
 
@@ -130,7 +131,7 @@ def word_problems(vocabulary: Vocabulary | None, target: TargetConfig) -> Iterat
             has = "has no such token" if known is None else f"gives it the id {known}"
             yield Problem(
                 "LR403",
-                f"{key} is `{word}`{'' if said is None else f' with the id {said}'}, and the "
+                f"{key} is `{word}`{'' if said is None else f' with the id {said}'}, but the "
                 f"tokenizer in {vocabulary.folder} {has}.",
-                "Put the tokenizer files there that the checkpoint was trained with.",
+                "Put the tokenizer files of the training there.",
             )

@@ -37,9 +37,9 @@ def grid_pinpoints(where: str, value: Any, side: int) -> list[list[int]]:
         said = repr(value) if len(repr(value)) < 80 else repr(value)[:77] + "..."
         raise ConfigError.of(
             "LR112",
-            f"`{where}` is {said}; wanted are pairs [width, height] in multiples of the "
-            f"tower's {side} px, or a range of tiles.",
-            "Mend `image_grid_pinpoints` in the source's config.json.",
+            f"`{where}` is {said}; it needs pairs [width, height] in multiples of the tower's "
+            f"{side} px, or a range of tiles.",
+            "Correct `image_grid_pinpoints` in the source's config.json.",
         )
     return [[height, width] for width, height in pairs]
 

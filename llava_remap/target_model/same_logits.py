@@ -85,7 +85,7 @@ def compare_classes(config: Any, target_class: str) -> Compared:
             "LR112",
             "transformers can't build the language model that the config describes "
             f"({_describe(error)}).",
-            "Mend the source's config.json.",
+            "Correct the source's config.json.",
         ) from error
     try:
         with torch.device("meta"):
@@ -131,7 +131,8 @@ def compare_classes(config: Any, target_class: str) -> Compared:
     except Exception as error:  # the class may never have been meant as a part of another one
         return replace(
             found,
-            differs=f"whether {target_class} computes the same can't be tried ({_describe(error)})",
+            differs=f"no test can show whether {target_class} computes the same "
+            f"({_describe(error)})",
         )
 
 
@@ -194,7 +195,7 @@ def _compare(own: Any, whole: Any) -> str:
             if returns_tuple:
                 raise
     if not given[0] or not _same(given[0], given[1]):
-        return f"the layers of the {part} are given something else in {target} than in {own_class}"
+        return f"the layers of the {part} get other inputs in {target} than in {own_class}"
     if not (mine.isfinite().all() and mine.any()):
         raise ValueError("its logits are all zero or not finite")
     if torch.equal(mine, its):

@@ -264,7 +264,7 @@ def read_beside(folder: Path, name: str) -> dict[str, Any]:
         RemapError: LR113 if the file is no JSON object, and for every key with a value of a wrong
             kind; LR100 if the file can't be read.
     """
-    path, fix = folder / name, "Replace it by the original one."
+    path, fix = folder / name, "Replace it with the original file."
     content = read_object(path, "LR113", fix, unique=False) if has_file(path) else {}
     odd = _odd(_KINDS[name], content) if name in _KINDS else _odd_words(name, content)
     if problems := [Problem("LR113", f"{quoted(str(path))} says {said}", fix) for said in odd]:

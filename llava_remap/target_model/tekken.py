@@ -87,7 +87,7 @@ def read_tekken(folder: Path) -> Tekken:
         raise refuse(
             "LR113",
             f"{quoted(str(file))} can't be read as Mistral's tokenizer: {one_line(error)}.",
-            "Replace it by the original one.",
+            "Replace it with the original file.",
         ) from error
 
 

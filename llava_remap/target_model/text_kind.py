@@ -58,9 +58,9 @@ def text_kind(
             return said, ""
         raise ConfigError.of(
             "LR112",
-            f"the rule file says that the language model is {said}, and by the source's "
-            f"config {_list_kinds(other)}.",
-            f"If the rule file is right, say so there: `target: {{text_models: {{{every}}}}}`.",
+            f"the rule file says that the language model is {said}, but by the source's config "
+            f"{_list_kinds(other)}.",
+            f"If the rule file is right, add to it: `target: {{text_models: {{{every}}}}}`.",
         )
     if len(set(found.values())) == 1:
         name, kind = next(iter(found.items()))

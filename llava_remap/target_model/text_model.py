@@ -22,7 +22,7 @@ from llava_remap.core.problem import ConfigError, RemapError
 from llava_remap.target_model.text_kind import class_names, text_kind
 from llava_remap.target_model.wanted import make_config, refuse_endless
 
-_MEND = "Mend the source's config.json."
+_MEND = "Correct the source's config.json."
 #: Keys that don't change the computation.
 IDLE = re.compile(
     r"_token_id$|^(architectures|vocab_size|use_cache|initializer_range|max_position_embeddings|pretraining_tp)$|dropout"
@@ -212,7 +212,7 @@ def _check_rope(config_class: Any, known: Mapping[str, Any], older: Mapping[str,
         raise ConfigError.of(
             "LR112",
             f"the language model's config contradicts itself on rope: {said}.",
-            "Find out which is right, and take the other out of config.json.",
+            "Find out which value is right, and remove the other one from config.json.",
         )
 
 
@@ -244,7 +244,7 @@ def _check_rope_keys(config_class: Any, class_name: str, values: Mapping[str, An
             "the language model's config says "
             f"{', '.join(f'{place}: {value!r}' for place, value in strange.items())}, which "
             f"{config_class.__name__} of transformers doesn't know.",
-            "If nothing that the model computes depends on it, take it out of config.json.",
+            "If no computation of the model depends on them, remove them from config.json.",
         )
 
 
@@ -274,8 +274,8 @@ def _check_around(around: Mapping[str, Any], config: Mapping[str, Any]) -> None:
             "LR112",
             f"the config contradicts its own `text_config`: {'; '.join(odd)} (a "
             "key that isn't inside has the class's default there).",
-            "Find out which the language model was built with, usually `text_config`, and take the "
-            "other out of config.json.",
+            "Find out which values the language model was built with (usually `text_config`), and "
+            "remove the others from config.json.",
         )
 
 

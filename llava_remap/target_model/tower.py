@@ -155,9 +155,9 @@ def _dinov2(seen: Mapping[str, Any]) -> dict[str, Any]:
     if rest:
         raise ConfigError.of(
             "LR112",
-            f"the tower's MLP is {seen['intermediate_size']} wide, and its layers "
-            f"{seen['hidden_size']}; Dinov2Config has a whole number for their ratio. The MLP of "
-            "DINOv2's giant model has a gate (SwiGLU), which no rule maps.",
+            f"the tower's MLP is {seen['intermediate_size']} wide, and its layers are "
+            f"{seen['hidden_size']} wide, but Dinov2Config needs a whole number as their ratio. "
+            "The MLP of DINOv2's giant model has a gate (SwiGLU), which no rule maps.",
         )
     return {"mlp_ratio": ratio, "use_mask_token": False}
 
@@ -227,7 +227,7 @@ def _sizes(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     patch_name, positions_name, class_name, layer = form
     patch, positions = tower.get(patch_name), tower.get(positions_name)
     if not tower:
-        raise refuse("LR302", "the vision tower: no source holds any tensor of it.", _GIVE)
+        raise refuse("LR302", "no source has a tensor of the vision tower.", _GIVE)
     first_mlp = next((t for name, t in tower.items() if name.endswith(_MLP)), None)
     if (
         patch is None
@@ -294,9 +294,9 @@ def _known(
     if apart and called in STOCK and sized not in (None, called):
         raise ConfigError.of(
             "LR309",
-            f"the tower given apart has the sizes of {sized}; the language model's config "
-            f"names {named}.",
-            "Give the tower that the checkpoint was trained with.",
+            f"the separate tower has the sizes of {sized}; the language model's config names "
+            f"{named}.",
+            "Give the tower of the checkpoint's training.",
         )
     fitting = STOCK[sized] if sized is not None and called in (None, *STOCK) else None
     known = given if given is not None and _fits(given, seen) else fitting
@@ -313,15 +313,16 @@ def _known(
         notes.append(
             Problem(
                 "LR309",
-                "the tower has no config, and its tensors show the patches of a picture alone. A "
-                f"picture is taken to be as wide as these together, {known['image_size']} pixels.",
-                "Where that is wrong, give its own config.json: --source vision_tower=DIR.",
+                "the tower has no config, and its tensors show only the patches of a picture. A "
+                f"picture is assumed to be as wide as its patches together, {known['image_size']} "
+                "pixels.",
+                "If that is wrong, give the tower's own config.json: --source vision_tower=DIR.",
             )
         )
     if known is None:
         raise UnknownTowerError.of(
             "LR112",
-            "nothing tells the number of attention heads and the activation of the vision tower "
+            "nothing shows the number of attention heads and the activation of the vision tower "
             f"({_describe(seen)}): tensors don't show them, and {_not_stock(named, seen)} "
             f"({', '.join(TOWERS)}).",
             _GIVE,
@@ -333,15 +334,15 @@ def _known(
             "LR309",
             "the rule file and the tower's own config describe different towers: "
             f"{', '.join(f'{key} {said[key]!r} and {given[key]!r}' for key in other)}.",
-            "Find out which one the tower was trained with, and write a rule file that extends "
-            "this one and says it, or mend the tower's config.json.",
+            "Find out which values the tower was trained with. Then write a rule file with these "
+            "values that extends this one, or correct the tower's config.json.",
         )
-    believed = f"The tensors are believed: {_describe(seen)}."
+    believed = f"The tensors count: {_describe(seen)}."
     if given is not None and known is not given:
         notes.append(
             Problem(
                 "LR309",
-                f"the config given for the tower is that of another one ({_describe(given)}).",
+                f"the config given for the tower belongs to another tower ({_describe(given)}).",
                 believed,
             )
         )

@@ -13,7 +13,7 @@ from llava_remap.rulefile import ConfigValue
 from llava_remap.target_model.pinpoints import grid_pinpoints
 from llava_remap.target_model.vocabulary import PlacedToken
 
-_RULE = "Mend the rule file there."
+_RULE = "Correct the rule file there."
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +108,9 @@ class Values:
         if isinstance(found, (list, dict)) and value.as_ is None:
             raise ConfigError.of(
                 "LR112",
-                f"the source's config has a {'list' if isinstance(found, list) else 'mapping'} for "
-                f"`{key}`; `{where}` is one value.",
-                "Give one value.",
+                f"the source's config has a {'list' if isinstance(found, list) else 'mapping'} "
+                f"for `{key}`; `{where}` needs a single value.",
+                "Give a single value.",
             )
         if found is None:
             if "default" in value.model_fields_set:
@@ -144,7 +144,7 @@ class Values:
         if fact not in self.facts:
             raise refuse(
                 "LR201",
-                f"`{where}` asks for `{fact}`, which is no fact of the tower "
+                f"`{where}` asks for `{fact}`, which isn't a fact of the tower "
                 f"({', '.join(self.facts)}).",
                 _RULE,
             )
@@ -160,7 +160,7 @@ def put(config: dict[str, Any], key: str, value: Any) -> None:
     if not isinstance(place, dict) or isinstance(place.get(last), dict):
         raise refuse(
             "LR201",
-            f"`target.config.{key}`: a value and a group of values can't have one name.",
+            f"`target.config.{key}`: a value and a group of values can't have the same name.",
             _RULE,
         )
     if value is not None:

@@ -21,7 +21,7 @@ from llava_remap.target_model.tekken import TEKKEN, has_tekken, read_tekken
 _PADDED_TO = 64
 #: Roles of tokens that only prompts have. Without a tokenizer, nothing asks for their ids.
 _OF_PROMPTS = ("image_start", "image_end")
-_REPLACE = "Replace it by the original one."
+_REPLACE = "Replace it with the original file."
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,11 +128,12 @@ def _tokenizers_words(
         )
         added = {token["content"]: token["id"] for token in content.get("added_tokens") or ()}
         if odd := [word for word, i in (base | added).items() if type(i) is not int]:
-            raise TypeError(f"the id of {odd[0]!r} is no whole number")
+            raise TypeError(f"the id of {odd[0]!r} isn't a whole number")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise refuse(
             "LR113",
-            f"{quoted(str(file))} is not of a tokenizer's form ({type(error).__name__}: {error}).",
+            f"{quoted(str(file))} doesn't have the form of a tokenizer ({type(error).__name__}: "
+            f"{error}).",
             _REPLACE,
         ) from None
     return base, added
@@ -211,7 +212,8 @@ def vocabulary_problems(
             Problem(
                 "LR402",
                 f"embed_tokens has {rows} rows, the source's config says vocab_size: {said!r}.",
-                "If the weights are right, set vocab_size in the source's config.json to the rows.",
+                "If the weights are right, set vocab_size in the source's config.json to the "
+                "number of rows.",
             ),
         ]
     ours = {token.text for token in tokens}
@@ -239,13 +241,11 @@ def vocabulary_problems(
     pad = "" if vocab == "pad" else "--vocab pad, or "
     as_it_is = "Give --vocab keep, or leave it out."
     if isinstance(vocab, int) and vocab < rows:
-        cause = (
-            f"--vocab {vocab}: embed_tokens has {rows} rows, and rows are added, never taken away."
-        )
+        cause = f"--vocab {vocab}: embed_tokens has {rows} rows, and rows are never removed."
         fix = f"Give {pad}--vocab {max(rows, needed)} or more." if adds_rows else as_it_is
     elif beyond:
         cause = (
-            f"embed_tokens will have {rows_after} rows, and there is none for "
+            f"embed_tokens will have {rows_after} rows, so there is no row for "
             f"{', '.join(f'`{token.text}` {token.id}' for token in beyond)}: {needed} are needed."
         )
         fix = (
@@ -286,9 +286,8 @@ def _unexplained_rows(
     return Problem(
         "LR402",
         f"embed_tokens has {rows} rows{base}, the tokenizer in {vocabulary.folder} has "
-        f"{vocabulary.size} tokens. The rows from "
-        f"{taken[0].id} on may have been trained for tokens that it doesn't know, and {listed} "
-        "would get them.",
+        f"{vocabulary.size} tokens. The rows from {taken[0].id} on may have been trained for "
+        f"tokens that the tokenizer doesn't know, and {listed} would get these rows.",
         "Put the tokenizer files there that the checkpoint was trained with, added_tokens.json "
         "included. If the rows are spare, "
         f'give each a token in added_tokens.json: {{"<spare_0>": {taken[0].id}, …}}.',
@@ -324,7 +323,7 @@ def _id_problems(
                 "LR403",
                 f"`{token.text}` has id {token.id}, and it is "
                 f"{' and '.join(f'the {role} token' for role in roles)}.",
-                "Give the tokenizer a pad token of its own, or none.",
+                "Give the tokenizer its own pad token, or no pad token.",
             )
         for key, said in _said_ids(token.role, config).items():
             if said != token.id:
@@ -333,7 +332,7 @@ def _id_problems(
                     "LR403",
                     f"`{token.text}` is {token.id} in the tokenizer, the source's config says "
                     f"{key}: {said}{taken}.",
-                    f"{fix[:-1]}; or take {key} out of the source's config.json.",
+                    f"{fix[:-1]}; or remove {key} from the source's config.json.",
                 )
 
 

@@ -79,7 +79,7 @@ def names_in(layout: str, classic: Collection[str]) -> dict[str, str]:
         raise refuse(
             "LR601",
             f"--layout {layout}: these parameters have no name in that layout.",
-            "Leave --layout out: every version of transformers loads the classic names.",
+            "Leave out --layout: every version of transformers loads the classic names.",
             lost,
         )
     return found
@@ -139,7 +139,7 @@ def model_class(class_name: str, config: Mapping[str, Any]) -> Any:
             "LR201",
             f"`target.config.model_type` is {config.get('model_type')!r}; {class_name} has "
             f"{found.config_class.model_type!r}.",
-            "Write that, or another `target.class`.",
+            "Write that type, or another `target.class`.",
         )
     return found
 
@@ -192,7 +192,7 @@ def _ask_size(class_name: str, config: Mapping[str, Any], key: str) -> int:
             "LR201",
             f"the config of {class_name} has no whole number `{key}`"
             + (f"; it says {value!r}." if value is not None else "."),
-            "Write a key of the target's config that has one.",
+            "Write a key of the target's config that has a whole number.",
         )
     return value
 

@@ -14,9 +14,9 @@ from tests.fused import RULES
 @pytest.mark.parametrize(
     ("key", "cause"),
     [
-        ("text_config.num_attention_head", "`num_attention_head` is no key"),
+        ("text_config.num_attention_head", "`num_attention_head` isn't a key"),
         ("text_config", "is a group of values"),
-        ("heads", "`heads` is no key"),
+        ("heads", "`heads` isn't a key"),
         ("text_config.num_attention_heads", ""),
         ("vision_config.num_attention_heads", ""),
     ],
@@ -36,7 +36,7 @@ def test_a_size_that_the_targets_class_doesnt_know(tmp_path: Path, key: str, cau
 @pytest.mark.parametrize(
     ("key", "cause"),
     [
-        ("text_config.numm_heads", "`numm_heads` is no key of the config of any class"),
+        ("text_config.numm_heads", "`numm_heads` isn't a key of the config of any class"),
         ("text_config", "is a group of values"),
         ("text_config.num_key_value_heads", ""),
     ],

@@ -129,7 +129,7 @@ def test_a_limit_on_the_size_of_files(most: int, run: Run, whole: dict[str, str]
     said = re.sub(r"\s+", " ", ran.err)
     assert ran.code == 4
     assert "LR508" in said
-    assert "became larger than a file may be there, by its file system or by `ulimit -f`" in said
+    assert "became larger than its file system or `ulimit -f` allows" in said
     refuse_stray(Path("out"), ran)
     ends_well(run, whole)
 

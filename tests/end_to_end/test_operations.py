@@ -101,7 +101,7 @@ def test_sizes_that_dont_add_up_are_refused(
 @pytest.mark.parametrize(
     ("key", "why"),
     [
-        ("text_config.groups", "`groups` is no key of LlavaForConditionalGeneration's config"),
+        ("text_config.groups", "`groups` isn't a key of LlavaForConditionalGeneration's config"),
         ("text_config.hidden_act", "has no whole number `text_config.hidden_act`; it says 'silu'"),
     ],
 )

@@ -189,9 +189,7 @@ def refused(**options: Any) -> str:
 
 def test_without_asking_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     break_off(monkeypatch)
-    assert (
-        refused() == "LR505 a job was begun in out and not ended: 3 of 3 weight files are finished."
-    )
+    assert refused() == "LR505 out has an unfinished job: 3 of 3 weight files are finished."
 
 
 def touch(source: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
@@ -247,7 +245,7 @@ def test_another_job_is_refused(
     do, named = CHANGES[what]
     said = refused(resume=True, source=Path("source"), **do(Path("source"), monkeypatch))
     cause, changed = said.split(" What has changed: ")
-    assert cause == "LR504 the job that was begun in out is another one."
+    assert cause == "LR504 out has an unfinished job that is different."
     assert re.match(named, changed.removesuffix("."))
 
 
@@ -295,7 +293,7 @@ def test_other_peoples_files_are_left_alone(
         str(caught.value)
         == "LR503 output not empty: out has files that the job begun in it didn't write: "
         "notes.txt. "
-        "Move them elsewhere."
+        "Move these files to another folder."
     )
     assert contents() == before
     Path("out/notes.txt").unlink()
@@ -547,9 +545,7 @@ def test_a_claim_that_says_nothing(what: str, run: Run) -> None:
     assert job(resume=True).reused == 0
     assert CLAIM not in contents()
     (Path("out") / CLAIM).write_bytes(CLAIMS[what])
-    cause = (
-        f"LR503 out is there and isn't an empty folder: a job was killed in it (it has {CLAIM})."
-    )
+    cause = f"LR503 out exists and isn't an empty folder: a job was killed in it (it has {CLAIM})."
     assert refused(resume=True) == refused() == cause
 
 

@@ -124,7 +124,7 @@ def test_a_file_that_has_become_shorter(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "data"
     with path.open("r+b") as file:
         file.truncate(1000)
-    with pytest.raises(RemapError, match=r"LR102.*it has become shorter since its header was read"):
+    with pytest.raises(RemapError, match=r"LR102.*it became shorter after its header was read"):
         list(chunks(tensor))
 
 

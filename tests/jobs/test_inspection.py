@@ -363,7 +363,7 @@ REFUSED = [
     (more_layers, "The config says that the language model has 3 layers; the sources have 2."),
     (wider, "intermediate_size: 96"),
     (another_projector, "mm_projector_type: 'ldpnet'"),
-    (no_such_layer, "is -9, and the tower has 3 layers"),
+    (no_such_layer, "is -9, but the tower has 3 layers"),
     (no_heads, "has no num_attention_heads"),
 ]
 
@@ -446,7 +446,7 @@ def test_inspect_says_why_a_tower_inside_needs_its_config(whole: Tensors, run: R
     ran = run("inspect", source)
     assert ran.code == 0
     assert "llava-v1.5: fits, maps 80 of 80 names" in ran.out
-    assert "with --source vision_tower=DIR: nothing tells the number of attention heads" in ran.out
+    assert "with --source vision_tower=DIR: nothing shows the number of attention heads" in ran.out
     assert (
         ran.out.splitlines()[-1]
         == f"llava-remap apply llava-v1.5 --source {source} --source vision_tower=DIR"

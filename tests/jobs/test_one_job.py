@@ -72,7 +72,7 @@ def test_a_job_carried_out_twice(source: Path) -> None:
     job = planned(source)
     job.run()
     before = contents(Path("out"))
-    assert "is there and isn't an empty folder" in refusal(job, "LR503")
+    assert "exists and isn't an empty folder" in refusal(job, "LR503")
     assert contents(Path("out")) == before
 
 

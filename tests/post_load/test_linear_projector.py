@@ -473,7 +473,7 @@ def test_kind_of_projector_in_the_config(
     assert plan["complete"]
     assert bool(notes) is noted
     assert all(
-        "the config says mm_projector_type: mlp2x_gelu, the tensors are one linear layer." in note
+        "the config says mm_projector_type: mlp2x_gelu; the tensors are one linear layer." in note
         for note in notes
     )
 

@@ -141,7 +141,7 @@ def test_a_rule_file_that_names_another_one() -> None:
     assert read("qwen2", architectures=["LlavaQwenForCausalLM"]).kind == "qwen2"
     with pytest.raises(
         RemapError,
-        match=r"says that the language model is llama, and .*`LlavaGemmaForCausalLM` is gemma",
+        match=r"says that the language model is llama, but .*`LlavaGemmaForCausalLM` is gemma",
     ) as refused:
         read("llama", architectures=["LlavaGemmaForCausalLM"])
     assert "text_models: {LlavaGemmaForCausalLM: llama}" in refused.value.problems[0].fix

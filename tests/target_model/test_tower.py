@@ -134,7 +134,7 @@ def test_a_config_alone_will_do_for_a_tower_that_is_there(run: Run, tmp_path: Pa
     shutil.rmtree("out")
     ran = apply_v15(run, RELEASED / "bin", tower)
     assert ran.code == 1
-    assert "no source holds any tensor of it" in ran.out
+    assert "no source has a tensor of the vision tower" in ran.out
 
 
 def test_a_stock_tower_given_apart_has_to_be_the_one_that_is_named(

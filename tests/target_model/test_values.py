@@ -248,7 +248,7 @@ def without_llava_keys(folder: Path, **kept: Any) -> Path:
 def test_values_that_a_lost_config_does_not_say_are_named(tmp_path: Path) -> None:
     source = without_llava_keys(tmp_path / "plain")
     job = plan("llava-v1.5", [str(source), f"vision_tower={CLIP}"], dry_run=True)
-    [note] = [note for note in job.plan.notes if note.cause.startswith("assumed")]
+    [note] = [note for note in job.plan.notes if note.cause.startswith("these values are assumed")]
     assert note.code == "LR315"
     for assumed in (
         "vision_feature_layer: -2 (`mm_vision_select_layer` of the source)",
@@ -265,4 +265,6 @@ def test_a_config_of_the_training_has_its_defaults(tmp_path: Path, kept: dict[st
     """What LLaVA's code writes without some of its keys is computed with that code's defaults."""
     source = without_llava_keys(tmp_path / "own", **kept)
     job = plan("llava-v1.5", [str(source), f"vision_tower={CLIP}"], dry_run=True)
-    assert not [note for note in job.plan.notes if note.cause.startswith("assumed")]
+    assert not [
+        note for note in job.plan.notes if note.cause.startswith("these values are assumed")
+    ]

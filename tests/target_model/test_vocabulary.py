@@ -251,30 +251,31 @@ def test_written(case: Case, tmp_path: Path) -> None:
         (
             Case(vocab="keep"),
             "LR402",
-            "will have 320 rows, and there is none for `<image>` 320, `<pad>` 321: 322 are needed",
+            "will have 320 rows, so there is no row for `<image>` 320, `<pad>` 321: 322 are needed",
         ),
         (Case(321), "LR402", "321 rows, the tokenizer in"),
         (
             Case(321, vocab="keep"),
             "LR402",
-            "may have been trained for tokens that it doesn't know, and `<image>` would get them",
+            "may have been trained for tokens that the tokenizer doesn't know, and `<image>` would "
+            "get these rows",
         ),
         (
             Case(322),
             "LR402",
-            "rows from 320 on may have been trained for tokens that it doesn't know, and `<image>` "
-            "and `<pad>`",
+            "rows from 320 on may have been trained for tokens that the tokenizer doesn't know, "
+            "and `<image>` and `<pad>`",
         ),
         (Case(330, head="tied", vocab=400), "LR402", "rows from 320 on may have been trained"),
         (
             Case(vocab=321),
             "LR402",
-            "will have 321 rows, and there is none for `<pad>` 321: 322 are needed",
+            "will have 321 rows, so there is no row for `<pad>` 321: 322 are needed",
         ),
         (
             replace(SPARE, vocab=383),
             "LR402",
-            "--vocab 383: embed_tokens has 384 rows, and rows are added, never taken away",
+            "--vocab 383: embed_tokens has 384 rows, and rows are never removed",
         ),
         (Case(head="tied", vocab="keep"), "LR402", "322 are needed"),
         (Case(words=("<a>", "<b>")), "LR402", "embed_tokens has 320 rows, the tokenizer in"),
@@ -375,7 +376,7 @@ def test_without_a_tokenizer_the_config_says_the_id(tmp_path: Path) -> None:
     [problem] = plan_job(
         "llava-v1.5", [source, f"vision_tower={CLIP}"], "kept", vocab="keep"
     ).plan.problems
-    assert (problem.code, "none for `<pad>` 330" in problem.cause) == ("LR402", True)
+    assert (problem.code, "no row for `<pad>` 330" in problem.cause) == ("LR402", True)
 
 
 def test_a_rule_file_says_it(tmp_path: Path) -> None:
