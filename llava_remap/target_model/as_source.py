@@ -94,6 +94,9 @@ def config_as_source(
             checkpoint, f"rope_theta: {theta!r} and, in rope_parameters, {new['rope_theta']!r}"
         )
     config["text_config"] |= old_rope(type(read.text_config), config["text_config"]) or {}
+    # Versions of 5.x have other names for the kind of a tower's rope, and all read `rope_theta`.
+    if "rope_theta" in own["vision_config"] and "rope_parameters" not in own["vision_config"]:
+        config["vision_config"].pop("rope_parameters", None)
     config.pop("transformers_version", None)
     return TargetConfig(config, {}, {}, {}, None, Tower(config["vision_config"], {}, ()), ())
 
