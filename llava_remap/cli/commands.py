@@ -271,7 +271,7 @@ def revert_command(
         if unfit := [name for name, value in given.items() if value]:
             raise refuse(
                 "LR211",
-                f"{unfit[0]} is for the way back by a rule file.",
+                f"{unfit[0]} is only for a reversal by a rule file.",
                 f"Give --rules RULES, or leave {unfit[0]} out.",
             )
         from llava_remap.jobs.revert import Reversion, plan_revert

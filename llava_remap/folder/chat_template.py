@@ -75,7 +75,7 @@ def try_template(
             for begins in (True, False)
         ),
     ]
-    mend = "Mend the template in the rule file, or in the file that it names."
+    mend = "Correct the template in the rule file, or in the file that it names."
     try:
         of_answer, of_question, *sampled = _rendered(
             json.dumps({"template": template, "special": dict(special), "conversations": asked})

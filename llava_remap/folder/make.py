@@ -180,7 +180,7 @@ def _make(parts: Parts, scratch: Path) -> list[Problem]:
                     "LR609",
                     f"a turn ends with `{tried.turn_end}`, and the generation config stopped at "
                     f"{generation.get('eos_token_id')!r} only.",
-                    f"The written one stops at {stopping['eos_token_id']}.",
+                    f"The written generation config stops at {stopping['eos_token_id']}.",
                 )
             )
         generation = stopping
@@ -311,9 +311,9 @@ def kept_notes(
         return [
             Problem(
                 "LR408",
-                "the source's tokenizer is Mistral's tekken.json, which mistral-common reads. It "
-                "isn't installed, so the folder has no tokenizer: the model opens, AutoProcessor "
-                "doesn't.",
+                "the source's tokenizer is Mistral's tekken.json, which mistral-common reads. "
+                "mistral-common isn't installed, so the folder has no tokenizer: the model opens, "
+                "AutoProcessor doesn't.",
                 "Install it (pip install mistral-common), or put a tokenizer.json beside the "
                 "source's weights, and convert again.",
                 lacks=True,

@@ -34,7 +34,7 @@ _NEEDED = ("image_mean", "image_std", "size")
 _SIDES = ("size", "crop_size", "pad_size", "image_grid_pinpoints")
 #: The mean colour, rounded to 8 bits, is less than this many standard deviations from 0.
 _MEAN_COLOUR = 0.05
-_REPLACE = "Replace the file by the original one."
+_REPLACE = "Replace it with the original file."
 
 
 def find_image_processor(folders: Sequence[Path]) -> Path | None:
@@ -106,10 +106,9 @@ def image_processor_problems(folder: Path | None, tower: Tower) -> list[Problem]
         Problem(
             "LR604",
             f"images of {size} px make {(size // int(tower.facts['patch_size'])) ** 2} tokens "
-            f"({folder / PREPROCESSOR}); the tower has {tower.facts['image_tokens']} "
+            f"({folder / PREPROCESSOR}), but the tower has {tower.facts['image_tokens']} "
             f"({tower.facts['image_size']} px).",
-            "Give the tower that the checkpoint was trained with, with its "
-            "preprocessor_config.json.",
+            "Give the tower of the checkpoint's training, with its preprocessor_config.json.",
         )
     ]
 
@@ -271,9 +270,9 @@ def check_processor(
     try:
         processor = _processor(output, rules)
         if type(processor).__name__ != rules.class_:
-            raise ValueError(f"AutoProcessor opens it as a {type(processor).__name__}")
+            raise ValueError(f"AutoProcessor opens the folder as a {type(processor).__name__}")
         if processor.chat_template != target.chat_template.text:
-            raise ValueError("AutoProcessor opens it with another chat template")
+            raise ValueError("AutoProcessor opens the folder with another chat template")
         if image is None:
             return
         size, wanted = _expected(target)

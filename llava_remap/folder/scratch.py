@@ -56,8 +56,8 @@ def _unwritten(error: OSError) -> RemapError:
     where = tempfile.tempdir or "a folder for temporary files"
     return refuse(
         "LR508",
-        f"config, tokenizer and processor are tried in {where} first, and nothing can be "
-        f"written there: {error.strerror}.",
+        f"config, tokenizer and processor are tried in {where} first, but nothing can be written "
+        f"there: {error.strerror}.",
         "Set TMPDIR to a folder with room; see `ulimit -f`, too.",
     )
 

@@ -37,7 +37,7 @@ FLAGS = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
 _FLAGS = ("add_bos_token", "add_eos_token")
 #: Roles of the tokens around a text, which change the model's input.
 _OUTER = ("bos_token", "eos_token")
-_REPLACE = "Replace its files by the original ones, or give --source language_model=DIR."
+_REPLACE = "Replace its files with the original ones, or give --source language_model=DIR."
 
 Encode = Callable[[str], list[int]]
 

@@ -188,14 +188,15 @@ def _refuse_unfit_for_memory(job: Job, *, named: bool, resume: bool) -> None:
     if resume and in_memory:
         raise refuse(
             "LR211",
-            f"source `{in_memory[0]}` is in memory, so nothing says whether its values are still "
-            "those of the job that was begun.",
-            "Leave resume out, and remove what that job left.",
+            f"source `{in_memory[0]}` is in memory, so it is unknown whether its values are still "
+            "those of the unfinished job.",
+            "Leave out resume, and remove the unfinished folder.",
         )
     if not named and job.rules.first_source in in_memory:
         raise refuse(
             "LR211",
-            f"source `{in_memory[0]}` is in memory, and has no path to name the output after.",
+            f"source `{in_memory[0]}` is in memory, so it has no path from which the output could "
+            "get its name.",
             "Give output.",
         )
 

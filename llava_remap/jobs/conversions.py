@@ -74,6 +74,6 @@ def outputs_in(folder: Path, sources: Sequence[str]) -> list[Path]:
             raise refuse(
                 "LR211",
                 f"{' and '.join(several)} would both be written to {name}.",
-                "Convert one of them alone, with --output.",
+                "Convert one of them separately, with --output.",
             )
     return outputs

@@ -265,8 +265,8 @@ def _none_fits(request: Request, inspection: Inspection) -> RemapError:
     if not nearest.refusals or nearest.remedy:
         return RemapError([Problem("LR320", cause, inspection.advice), *nearest.refusals])
     fix = (
-        f"{nearest.rules} takes every name, and refuses the checkpoint for the reasons above. When "
-        f"these are corrected: {request.command(rules=nearest.rules)}"
+        f"{nearest.rules} takes every name, but refuses the checkpoint for the reasons above. "
+        f"After correcting them: {request.command(rules=nearest.rules)}"
     )
     return RemapError([*nearest.refusals, Problem("LR320", cause, fix)])
 
@@ -356,7 +356,7 @@ def refuse_checkpoint(rules: str, sources: Sequence[str], offline: bool) -> None
         if parse_repository(rules) is not None and not is_there(path.parent):
             raise refuse(
                 "LR200",
-                f"{rules} is no rule file, but may be a checkpoint on the hub.",
+                f"{rules} isn't a rule file, but may be a checkpoint on the hub.",
                 f"If it is: {command}",
             )
         return
@@ -368,8 +368,8 @@ def refuse_checkpoint(rules: str, sources: Sequence[str], offline: bool) -> None
         if path.is_dir():
             raise refuse(
                 "LR200",
-                f"{rules} is a folder, and no rule file.",
-                f"To see what lies in it: llava-remap inspect {quote(rules)}",
+                f"{rules} is a folder, not a rule file.",
+                f"To see its content: llava-remap inspect {quote(rules)}",
             ) from None
         return  # a file without a known ending may be a rule file
     either = ""
@@ -381,5 +381,5 @@ def refuse_checkpoint(rules: str, sources: Sequence[str], offline: bool) -> None
         also = "".join(f" --source {name}=DIR" for name in lacks)
         either = f"\nllava-remap apply {fitting[0].rules}{own}{options}{also}"
     raise refuse(
-        "LR200", f"{rules} is a checkpoint, and no rule file.", f"Convert it:\n{command}{either}"
+        "LR200", f"{rules} is a checkpoint, not a rule file.", f"Convert it:\n{command}{either}"
     )

@@ -107,7 +107,7 @@ def derive(
             "LR211",
             f"--projector-form {projector_form}: {rules.name} is for checkpoints whose projector "
             "isn't one linear layer.",
-            "Leave the option out.",
+            "Leave out the option.",
         )
     if rules.target.as_ is not None:
         return _derive_as_source(rules, checkpoints, routes, layout, dtype, vocab)

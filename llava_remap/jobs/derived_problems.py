@@ -59,7 +59,7 @@ def activation_problems(
         said = own.get("hidden_act")
         if "hidden_size" not in own and None not in (said, wanted) and said != wanted:
             cause = (
-                f"the config of `{name}` says hidden_act: {said!r}, and {rules.name} writes a "
+                f"the config of `{name}` says hidden_act: {said!r}, but {rules.name} writes a "
                 f"projector with {wanted!r}."
             )
             line = f"target: {{config: {{projector_hidden_act: {{const: {said}}}}}}}"
@@ -80,8 +80,8 @@ def text_problems(text: TextModel) -> list[Problem]:
     fix = "No rule file can change that: the class for text and pictures can't compute it."
     if text.known_by:
         fix = (
-            f"The language model is taken for {text.kind}, since the name `{text.known_by}` ends "
-            f"like its own. {_another(text)}"
+            f"The language model is assumed to be {text.kind}, since the name `{text.known_by}` "
+            f"has the same ending. {_another(text)}"
         )
     return [Problem("LR314", f"the language model, of type {text.kind}: {text.differs}.", fix)]
 
@@ -93,8 +93,8 @@ def text_notes(text: TextModel, target: Target) -> list[Problem]:
     notes = []
     if text.known_by:
         cause = (
-            f"the language model is taken for {text.kind} of transformers, since the name "
-            f"`{text.known_by}` in the config ends like its own."
+            f"the language model is assumed to be {text.kind} of transformers, since the name "
+            f"`{text.known_by}` in the config has the same ending."
         )
         notes.append(
             Problem(
@@ -133,7 +133,7 @@ def text_notes(text: TextModel, target: Target) -> list[Problem]:
 
 def _another(text: TextModel) -> str:
     line = f"target: {{text_models: {{{text.known_by}: TYPE}}}}"
-    return f"If its type is another one, name it in a rule file that extends this one: `{line}`."
+    return f"If it has another type, name that type in a rule file that extends this one: `{line}`."
 
 
 def notices(rules: RuleFile, config: Mapping[str, Any]) -> list[Problem]:

@@ -83,7 +83,7 @@ def prepare(
     manifests = (
         f"{name} is a manifest" for name, s in zip("AB", sides, strict=True) if s.is_manifest
     )
-    reason = next(manifests, "" if values else "headers alone were asked for")
+    reason = next(manifests, "" if values else "only headers were asked for")
     return Comparison(sides[0], sides[1], compare_headers(*sides), reason)
 
 

@@ -252,7 +252,7 @@ def _buffers_and_wrapped(catalog: Mapping[str, Tensor]) -> tuple[set[str], dict[
 def _config_oddities(checkpoint: Checkpoint) -> Iterator[Oddity]:
     config = checkpoint.config
     if config is None:
-        yield Oddity("no_config", "no config.json lies beside the weights")
+        yield Oddity("no_config", "no config.json is beside the weights")
     for key in _QUANTISED:
         if config and config.get(key):
             yield Oddity("quantised", f"its config says {key}: {_cut(repr(config[key]))}")
@@ -322,19 +322,21 @@ def _size_oddities(
     if model is not None and type(said) is int and said != model.layers:
         yield Oddity(
             "layers_missing",
-            f"the config says {said} layers of the language model, {model.layers} are here",
+            f"the config says {said} layers of the language model, but the checkpoint has "
+            f"{model.layers}",
         )
     if words is None or words.rows is None:
         return
     if words.said_rows is not None and words.said_rows != words.rows:
         yield Oddity(
             "rows_and_config",
-            f"the embeddings have {words.rows} rows, the config says vocab_size: {words.said_rows}",
+            f"the embeddings have {words.rows} rows, but the config says vocab_size: "
+            f"{words.said_rows}",
         )
     if words.tokens is not None and words.tokens > words.rows:
         yield Oddity(
             "rows_and_tokenizer",
-            f"the embeddings have {words.rows} rows, the tokenizer has {words.tokens} tokens",
+            f"the embeddings have {words.rows} rows, but the tokenizer has {words.tokens} tokens",
         )
 
 

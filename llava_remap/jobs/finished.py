@@ -100,7 +100,7 @@ def nothing_to_do(job: _Job, verify: Verify, on_progress: OnProgress, on_phase: 
     if changed := sorted(name for name in wanted if digests.get(name) != wanted[name]):
         raise refuse(
             "LR503",
-            f"{job.output} is finished, but not as it was written: {', '.join(changed)}.",
+            f"{job.output} is finished, but was changed since: {', '.join(changed)}.",
             f"To check the folder: llava-remap verify {quote(str(job.output))}",
         )
     weights = [job.output / shard.file for shard in job.plan.shards]

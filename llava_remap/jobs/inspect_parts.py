@@ -212,8 +212,8 @@ def _advice(best: Fit, named: Mapping[str, str], command: str) -> str:
     if not best.unknown and best.refusals:
         mended = f"llava-remap apply {best.rules} {command}"
         return (
-            f"{best.rules} takes every name, and refuses the parts for the reasons above. When "
-            f"these are corrected: {mended}"
+            f"{best.rules} takes every name, but refuses the parts for the reasons above. After "
+            f"correcting them: {mended}"
         )
     places = dict(named)
     infer = draft_command(best.class_name or "CLASS", places.pop(_MODEL), **places)

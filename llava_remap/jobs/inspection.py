@@ -27,7 +27,7 @@ from llava_remap.target_model import CLASSIC, STOCK, Projector, nearest_layout, 
 PLACEHOLDER = "DIR"
 _NAMED = "its own files name it"
 _ABSENT = "the checkpoint has no tower inside"
-_UNCHECKED = "what depends on the tower's sizes isn't checked yet"
+_UNCHECKED = "checks that need the tower's sizes aren't done yet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +155,8 @@ class Inspection:
             places = [facts.checkpoint.location for facts in self.facts]
             raise refuse(
                 "LR211",
-                f"a manifest is of one checkpoint, and there are {len(places)}: {several(places)}.",
+                f"a manifest describes one checkpoint, but {len(places)} are given: "
+                f"{several(places)}.",
                 f"Inspect one of them: llava-remap inspect {quote(places[0])} --manifest FILE.json",
             )
         return manifest_text(self.checkpoint)

@@ -24,7 +24,7 @@ def output_folder(text: str | Path) -> Path:
     try:
         return as_path("output", text).expanduser()
     except RuntimeError as error:
-        raise refuse("LR211", f"--output {text}: {error}", "Write the path out.") from None
+        raise refuse("LR211", f"--output {text}: {error}", "Write the whole path.") from None
 
 
 def holds_others(folder: Path) -> bool:
@@ -61,7 +61,7 @@ def refuse_report(
     if _real(report).is_relative_to(_real(output)):
         raise refuse(
             "LR508",
-            f"{report} is inside the output, and would look like a part of it.",
+            f"{report} is inside the output, so it would look like a part of the output.",
             f"Give another {option}.",
         )
     refuse_inside(report, checkpoints, option)
@@ -172,7 +172,7 @@ def output_problems(
         parent = next(path for path in (output, *output.absolute().parents) if path.exists())
         links = [path for path in (output, *output.absolute().parents) if path.is_symlink()]
         if (odd := next((path for path in links if not path.exists()), None)) is not None:
-            return [Problem("LR508", f"{odd} is a link that leads nowhere.", another)]
+            return [Problem("LR508", f"{odd} is a link to a path that doesn't exist.", another)]
         free = shutil.disk_usage(parent).free
     except RemapError as error:
         return list(error.problems)
@@ -199,15 +199,15 @@ def output_problems(
         )
         return [Problem("LR508", f"nothing can be written in {parent}: {why}.", another)]
     if nbytes is not None and nbytes > free:
-        room = f"{nbytes:,} bytes are needed in {parent}, {free:,} are free."
-        return [Problem("LR502", room, "Free some, or give another --output.")]
+        room = f"{nbytes:,} bytes are needed in {parent}, but only {free:,} are free."
+        return [Problem("LR502", room, "Free some space, or give another --output.")]
     return []
 
 
 def _left_to_write(output: Path, nbytes: int | None, facts: Facts | None) -> int | None:
     """The part of `nbytes` that is still needed, given the files that an unfinished job left."""
     if not output.is_dir():
-        raise refuse("LR503", f"{output} is there and isn't a folder.", "Give another --output.")
+        raise refuse("LR503", f"{output} exists and isn't a folder.", "Give another --output.")
     # The claim is read first, so a job that begins meanwhile looks held and not unfinished.
     begun = read_claim(output)
     if is_held(output):

@@ -125,8 +125,8 @@ def memory_problems(needed: Predicted) -> list[Problem]:
     return [
         Problem(
             "LR501",
-            f"the job needs up to {still:,} bytes more than it has now, {max(free[0], 0):,} are "
-            f"free ({free[1]}).",
+            f"the job needs up to {still:,} bytes more than it has now, but only "
+            f"{max(free[0], 0):,} are free ({free[1]}).",
             "Close other programs, raise the limit, or use a larger machine.",
         )
     ]

@@ -269,8 +269,8 @@ def _choice_notes(
     return [
         Problem(
             "LR411",
-            f"either `{label}` or a rename may have made {counted(len(names), 'tensor')}. They are "
-            "put back as the operation takes them.",
+            f"either `{label}` or a rename may have made {counted(len(names), 'tensor')}. They "
+            "are reverted as new tensors of the operation.",
             "The rule file takes both forms to this checkpoint.",
             tuple(names),
         )
@@ -347,15 +347,15 @@ def _name_problems(
     if made:
         makers = ", ".join(dict.fromkeys(f"`{options[classic[name]]}`" for name in made))
         cause = (
-            f"{len(made)} of {len(taken)} names are of tensors that {makers} made. They may have "
-            "been trained since."
+            f"{len(made)} of {len(taken)} names belong to tensors that {makers} made. They may "
+            "have been trained since."
         )
         problems.append(
             Problem(
                 "LR301",
                 cause,
                 "The original has no place for them. For a folder that `apply` wrote, "
-                "`llava-remap revert DIR` gives the original back by the folder's record.",
+                "`llava-remap revert DIR` restores the original from the folder's record.",
                 made,
             )
         )
@@ -385,7 +385,7 @@ def _name_problems(
         if asking:
             cause += (
                 f" Whether {', '.join(asking)} apply depends on the original's config, which is "
-                "not known."
+                "unknown."
             )
         problems.append(
             Problem(
@@ -407,7 +407,7 @@ def _name_problems(
     if more:
         cause = f"{len(more)} tensors that a {rules.target.class_} with this config doesn't have."
         problems.append(
-            Problem("LR303", cause, "Does the config.json belong to these weights?", more)
+            Problem("LR303", cause, "Check whether the config.json belongs to these weights.", more)
         )
     return problems
 
@@ -440,8 +440,8 @@ def _notes(
         )
         fix = (
             f"Set vocab_size to {embedding.shape[0]} in the config.json that you copy, and put "
-            f"{tokens} with their ids into an added_tokens.json beside it. Without that file "
-            "nothing says which token each row belongs to."
+            f"{tokens} with their ids into an added_tokens.json beside it. Without that file, "
+            "nothing shows which token each row belongs to."
         )
         notes.append(Problem("LR410", cause, fix))
     return notes

@@ -211,7 +211,7 @@ def plan_revert(folder: Path, output: str | Path | None) -> Reversion:
         raise refuse(
             "LR113",
             f"{folder / RECORD}: source {odd[0]!r} can't be the name of a folder.",
-            "Find out where the record comes from.",
+            "Check where the record comes from.",
         )
     originals = _originals(record)
     _refuse_impossible(folder, originals)
@@ -262,8 +262,8 @@ def revert(
     if verify is not None:
         raise refuse(
             "LR211",
-            f"verify={verify!r} is for the way back by a rule file.",
-            "Give rules too, or leave verify out.",
+            f"verify={verify!r} is only for a reversal by a rule file.",
+            "Give rules too, or leave out verify.",
         )
     return run(plan_revert(as_path("folder", folder), output), verify="none", jobs=jobs)
 
@@ -381,8 +381,8 @@ class _Moved(NamedTuple):
         if holds(holder.dtype, self.dtype):
             return ""
         if is_tied:
-            return f"was {self.dtype}; it is tied to `{holder.target}`, which is {holder.dtype}"
-        return f"was {self.dtype}; it is {holder.dtype} now"
+            return f"was {self.dtype}; now it is tied to `{holder.target}`, which is {holder.dtype}"
+        return f"was {self.dtype}; now it is {holder.dtype}"
 
 
 def _old_spans(entry: Mapped, changed: PostLoadChange) -> list[tuple[int, int]] | None:
@@ -420,7 +420,8 @@ def _refuse_lost(record: Record, losses: Iterable[tuple[str, str]]) -> None:
         raise RemapError(
             Problem(
                 "LR607",
-                f"the folder doesn't hold {len(lost)} tensors of the sources as they were.",
+                f"the folder no longer has the original values of {len(lost)} tensors of the "
+                "sources.",
                 f"Take them from the original: {', '.join(record.locations.values())}.",
                 tuple(name for name, _ in lost),
                 lost,
@@ -460,7 +461,7 @@ def _text_problems(folder: Path, record: Record) -> list[Problem]:
         Problem(
             "LR603",
             f"{folder / RECORD} was changed: {len(rows)} of the sources' configs in it.",
-            "Replace the folder by an unchanged copy.",
+            "Replace the folder with an unchanged copy.",
             tuple(name for name, _ in rows),
             tuple(rows),
         )

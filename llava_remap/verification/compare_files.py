@@ -50,7 +50,7 @@ _DEEPEST = 100
 _OTHER = re.compile(
     r"(?!llava_remap\.json|trainer_state).+(?<!\.index)\.(py|model|tiktoken|txt|json)"
 )
-_FIX = "Replace it by the original one."
+_FIX = "Replace it with the original file."
 
 
 def compare_files(a: Checkpoint, b: Checkpoint) -> Iterator[File]:

@@ -113,7 +113,8 @@ def read_plan(path: Path) -> PlanFile | None:
         raise refuse(
             "LR113",
             f"{path} is of the format {found!r}, version {version!r}; this version reads version "
-            f"{known[found]}. If a command was refused before it had a plan, its file has none.",
+            f"{known[found]}. A command that was refused before it had a plan writes a file "
+            "without a plan.",
             _FIX,
         )
     refuse_depth(path.name, content)

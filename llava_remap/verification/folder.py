@@ -33,7 +33,7 @@ from llava_remap.verification.strict import strict_load
 #: any other file is allowed.
 _LOADED = (".safetensors", ".bin", ".pt", ".json", ".jinja", ".model", ".py", ".partial")
 _LOADED_NAMES = ("merges.txt", "vocab.txt", "additional_chat_templates")
-_FIX = "Convert the checkpoint again, or replace the folder by an undamaged copy."
+_FIX = "Convert the checkpoint again, or replace the folder with an undamaged copy."
 _OTHER_SOURCE = (
     "The folder was made from another checkpoint, or the folder or the checkpoint was changed."
 )
@@ -239,7 +239,7 @@ def compare(
     rows = [(name, difference) for name, difference in sorted(found.items()) if difference]
     unknown = sorted(written.keys() - found.keys())
     rows += [(name, "has no source in the record") for name in unknown]
-    cause = f"{len(rows)} of {len(found)} tensors are not what the sources give."
+    cause = f"{len(rows)} of {len(found)} tensors differ from the sources."
     return len(found), tabled("LR602", cause, _OTHER_SOURCE, rows)
 
 
@@ -252,7 +252,7 @@ def _tie(written: Catalog, alias: Alias, recipe: Recipe) -> str:
     """How the source tensor of an alias differs from that of the parameter that it is tied to."""
     other = recipe.mapped.get(alias.of)
     if alias.target in written or other is None:
-        return "is tied to another parameter by the record, and is not in the folder"
+        return "is tied to another parameter by the record, and isn't in the folder"
     if not other.is_renamed:
         return f"is tied to `{alias.of}`, which consists of several tensors"
     if difference := _other_header(

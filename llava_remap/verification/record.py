@@ -196,8 +196,8 @@ def read_record(folder: Path) -> Record:
             raise refuse(
                 "LR505",
                 f"{folder} is unfinished: {begun}.",
-                "Wait for the job that writes it; if it was killed, run its command again with "
-                "--resume, or delete the folder.",
+                "Wait for the job that writes it. If that job was killed, run its command again "
+                "with --resume, or delete the folder.",
             )
         if not has_file(path):
             raise _no_record(folder)
@@ -208,7 +208,7 @@ def read_record(folder: Path) -> Record:
             f"{path} is of the format {content.get('format')!r}, version "
             f"{content.get('format_version')!r}; this version reads {FORMAT!r}, version "
             f"{FORMAT_VERSION}.",
-            "Use the version of llava-remap that wrote it.",
+            "Use the version of llava-remap that wrote the record.",
         )
     if content.get("digest") != own_digest(content):
         raise refuse(
@@ -307,7 +307,7 @@ def _no_record(folder: Path) -> Exception:
     """
     if not folder.is_dir():
         return refuse(
-            "LR100", f"there is no folder {folder}.", "Give the folder that `apply` wrote."
+            "LR100", f"the folder {folder} doesn't exist.", "Give the folder that `apply` wrote."
         )
     names = [path.name for path in folder.iterdir()]
     partial = [name for name in names if name.endswith(".partial")]

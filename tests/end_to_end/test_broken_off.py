@@ -143,7 +143,7 @@ def test_a_limit_on_the_size_of_files_that_are_tried_first(
     said = re.sub(r"\s+", " ", ran.out + ran.err)
     assert (ran.code, "LR508" in said, Path("out").exists()) == (4, True, False), said
     assert (
-        f"are tried in {tempfile.gettempdir()} first, and nothing can be written there: File too "
+        f"are tried in {tempfile.gettempdir()} first, but nothing can be written there: File too "
         "large." in said
     )
     ends_well(run, whole)
@@ -160,7 +160,7 @@ def test_no_folder_for_temporary_files(
         ran = run(*COMMAND, "--output", "out")
     said = re.sub(r"\s+", " ", ran.out + ran.err)
     assert (ran.code, "LR508" in said, Path("out").exists()) == (4, True, False), said
-    assert "are tried in /proc/self/fdinfo first, and nothing can be written there" in said
+    assert "are tried in /proc/self/fdinfo first, but nothing can be written there" in said
     ends_well(run, whole)
 
 

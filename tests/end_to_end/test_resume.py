@@ -406,7 +406,7 @@ def test_a_finished_folder_whose_source_or_files_changed() -> None:
     source = Path(shutil.copytree(RELEASED / "safetensors", "source"))
     job(source)
     weights, given = min(Path("out").glob("*.safetensors")), source / "model.safetensors"
-    for path, told in ((weights, f"not as it was written: {weights.name}"), (given, "changed")):
+    for path, told in ((weights, f"was changed since: {weights.name}"), (given, "changed")):
         whole = path.read_bytes()
         path.write_bytes(whole[:-2] + bytes([whole[-2] ^ 1]) + whole[-1:])
         with pytest.raises(RemapError, match=f"LR503 .*out is finished, but .*{told}"):

@@ -244,7 +244,7 @@ def test_convert_inspect_and_diff_take_it() -> None:
     said = refusal(lambda: llava_remap.convert(in_memory, sources={"vision_tower": CLIP}))
     assert said == (
         "LR211",
-        "source `model` is in memory, and has no path to name the output after.",
+        "source `model` is in memory, so it has no path from which the output could get its name.",
     )
     found, wanted = (llava_remap.inspect(source) for source in (in_memory, SOURCE))
     assert found.fits == wanted.fits

@@ -428,7 +428,7 @@ def test_outputs_and_command_lines(out: Path, run: Run) -> None:
     assert run(*base, "other", "--output", "back").code == 2
     for option in (("--dry-run",), ("--offline",), ("--verify", "full")):
         ran = run("revert", out, "--output", "back", *option)
-        assert (ran.code, f"{option[0]} is for the way back by a rule" in ran.err) == (2, True)
+        assert (ran.code, f"{option[0]} is only for a reversal by a rule" in ran.err) == (2, True)
     ran = run("revert", out)
     assert (ran.code, "needs --output" in ran.err) == (2, True)
     manifest = MANIFESTS / "llava-v1.5-7b.json"

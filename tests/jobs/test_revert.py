@@ -290,7 +290,8 @@ def test_a_tied_head_of_another_dtype(run: Run) -> None:
     ran = run("revert", "out", "--output", "back")
     assert (ran.code, "LR607" in ran.err) == (1, True)
     assert (
-        "lm_head.weight  was F32; it is tied to `language_model.model.embed_tokens.weight`, which "
+        "lm_head.weight  was F32; now it is tied to `language_model.model.embed_tokens.weight`, "
+        "which "
         "is F16" in ran.err
     )
 

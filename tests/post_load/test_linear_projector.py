@@ -365,8 +365,8 @@ def test_load_model(twin: Path, out: Path) -> None:
     [
         (
             "llava-v1",
-            "2 of 80 names are of tensors that `identity_layer` made. They may have been trained "
-            "since.",
+            "2 of 80 names belong to tensors that `identity_layer` made. They may have been "
+            "trained since.",
         ),
         ("llava-v1.5", "its config says projector_hidden_act: 'linear', not 'gelu'"),
     ],
