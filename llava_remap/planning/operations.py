@@ -165,10 +165,10 @@ def place_one(
     ]
     if empty := [end for end, tensors in enumerate(ends) if not tensors]:
         raise MisfitError(f"no tensor matches `{operation.parts[empty[0]].names}`")
-    for tensors in ends:
+    for tensors, end in zip(ends, operation.parts, strict=True):
         if [tensor.number for tensor in tensors] != list(range(len(tensors))):
             absent = min({*range(len(tensors))} - {tensor.number for tensor in tensors})
-            raise MisfitError(f"number {absent} is missing in the list of `{tensors[0].name}`")
+            raise MisfitError(f"number {absent} is missing in the list of `{end.names}`")
     placed = place(whole, operation.join, ends)
     by_place = {
         (end, tensor.number): region
