@@ -168,7 +168,7 @@ def build_plan(
             [alias for alias in aliases if alias.of in match.operations.provided]
         )
         found_problems += placement_problems(mapped, aliases, dropped)
-        found_problems += dtype_problems(mapped, aliases, dtype)
+        found_problems += dtype_problems(mapped, aliases, dtype, target.integers)
         absent = {entry.target for entry in missing}
         found_problems += drop_problems(program, routes.taken, absent, target.names)
     single = match.single

@@ -38,6 +38,7 @@ class Layout:
             shapes={spell(name): shape for name, shape in target.shapes.items()},
             tied={spell(name): spell(other) for name, other in target.tied.items()},
             transposed=tuple(map(spell, target.transposed)),
+            integers=tuple(map(spell, target.integers)),
         )
 
     def routes(self, routes: Routes) -> Routes:

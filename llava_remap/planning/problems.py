@@ -369,14 +369,24 @@ def tie_problems(aliases: Sequence[Alias]) -> list[Problem]:
 
 
 def dtype_problems(
-    mapped: Sequence[Mapped], aliases: Sequence[Alias], dtype: str | None
+    mapped: Sequence[Mapped],
+    aliases: Sequence[Alias],
+    dtype: str | None,
+    integers: Collection[str] = (),
 ) -> list[Problem]:
     """LR409 for tensors that don't hold floating-point numbers. A loader would convert them
     silently.
+
+    Args:
+        integers: names of tensors that hold whole numbers of 64 bits in the target's class.
     """
     dtypes = {entry.target: entry.dtype for entry in mapped}
     dtypes |= {alias.target: written_dtype(alias.dtype, dtype) for alias in aliases}
-    odd = {name: of for name, of in sorted(dtypes.items()) if of not in FLOATS}
+    odd = {
+        name: of
+        for name, of in sorted(dtypes.items())
+        if (of != "I64" if name in integers else of not in FLOATS)
+    }
     if not odd:
         return []
     return [

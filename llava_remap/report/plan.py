@@ -272,11 +272,16 @@ def _model(job: Job) -> list[str]:
     if "hidden_size" in text and "num_attention_heads" in text:  # some use other keys
         heads = f"{text['num_attention_heads']} heads"
         facts.insert(0, f"{text['num_hidden_layers']} layers of {text['hidden_size']}, {heads}")
+    sizes = tower.get("architecture", "")  # the name of a tower that another library makes
+    if "num_hidden_layers" in tower:
+        sizes = (
+            f"{tower['num_hidden_layers']} layers of {tower['hidden_size']}, "
+            f"{tower['num_attention_heads']} heads, {tower['image_size']} px in patches of "
+            f"{tower['patch_size']}, {tower['hidden_act']}"
+        )
     return [
         f"  {text['model_type']}: {', '.join(facts)}",
-        f"  {tower['model_type']}: {tower['num_hidden_layers']} layers of {tower['hidden_size']}, "
-        f"{tower['num_attention_heads']} heads, {tower['image_size']} px in patches of "
-        f"{tower['patch_size']}, {tower['hidden_act']}; "
+        f"  {tower['model_type']}: {sizes}; "
         f"features of layer {config.get('vision_feature_layer')}, "
         f"{config.get('vision_feature_select_strategy')}",
     ]

@@ -363,6 +363,12 @@ def _ask(class_name: str, kind: str | None, words: Mapping[str, str]) -> dict[st
     tower = words.get(TOWER_KIND)
     towers = [tower] if tower in classes else TOWER_DEFAULTS
     pixels = _fields(*(classes[name] for name in towers))
+    part = getattr(config_class, "sub_configs_defaults", {}).get("vision_config")
+    pixels |= {
+        key: None if isinstance(value, Mapping) else {}
+        for key, value in (getattr(part, "init_kwargs", None) or {}).items()
+        if pixels.get(key, {}) is not None
+    }
     if "rope_parameters" in pixels:
         pixels |= {"rope_theta": {}, **dict.fromkeys(_ROPE, rope)}
     keys = {

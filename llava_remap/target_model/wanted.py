@@ -36,6 +36,8 @@ MODULES = "module-5.6"
 _MOST_LAYERS = 1000
 #: Held while formatting of configs is switched off.
 _UNSHOWN = Lock()
+#: The command in transformers' message on a missing library.
+_INSTALL = re.compile(r"pip install [\w.-]+")
 #: A list of more than six words. transformers' messages list all known names.
 _LIST = re.compile(r"((?:[^\s,]+, ){6})(?:[^\s,]+, )*[^\s,]+")
 
@@ -102,6 +104,8 @@ class Target:
         joined: number of tensors that the installed loader joins into larger parameters.
         transposed: names of matrices that are stored as [inputs, outputs]; linear layers store
             [outputs, inputs].
+        integers: names of tensors that hold whole numbers in the class, such as counters of
+            batches.
         sizes: key of the config → its value, for the tensor operations of a rule file.
     """
 
@@ -115,6 +119,7 @@ class Target:
     layers: str = ""
     joined: int = 0
     transposed: tuple[str, ...] = ()
+    integers: tuple[str, ...] = ()
     sizes: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -148,7 +153,8 @@ def build_on_meta(class_name: str, config: Mapping[str, Any]) -> Any:
     """An instance of a transformers class without weights.
 
     Raises:
-        RemapError: as `model_class`; LR112 for a config that the class refuses.
+        RemapError: as `model_class`; LR112 for a config that the class refuses; LR601 if the class
+            needs a library that isn't installed.
     """
     import torch
     import transformers
@@ -158,6 +164,14 @@ def build_on_meta(class_name: str, config: Mapping[str, Any]) -> Any:
     try:
         with torch.device("meta"):
             return kind(make_config(kind.config_class, config))
+    except ImportError as error:  # transformers names the library, and how to install it
+        said = " ".join(str(error).split())
+        command = _INSTALL.search(said)
+        raise refuse(
+            "LR601",
+            f"transformers can't build {class_name}: {said.partition('. ')[0]}.",
+            f"Install the library: {command.group()}" if command else "Install the library.",
+        ) from error
     except Exception as error:  # whatever the class raises: the config is the user's
         said = _LIST.sub(r"\1…", " ".join(str(error).split())).rstrip(".")
         reason = f"it knows no {said}" if isinstance(error, KeyError) else said
@@ -273,6 +287,7 @@ def _ask(class_name: str, config: Mapping[str, Any], layout: str) -> dict[str, A
     """Names, shapes and ties as the installed transformers saves them. On disk each expert is a
     tensor; in memory transformers stacks them.
     """
+    import torch
     from transformers.pytorch_utils import Conv1D
 
     model = build_on_meta(class_name, config)
@@ -301,6 +316,7 @@ def _ask(class_name: str, config: Mapping[str, Any], layout: str) -> dict[str, A
         "layout": layout,
         **places(model, on_disk),
         "joined": sum(parameter is None for parameter in made_of.values()),
+        "integers": [named[name] for name, value in stored.items() if value.dtype == torch.int64],
         "transposed": [
             on_disk[f"{name}.weight"]
             for name, module in model.named_modules()
