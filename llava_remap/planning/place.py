@@ -48,6 +48,11 @@ class Viewed:
     def rank(self) -> int:
         return len(self.groups)
 
+    @property
+    def is_in_order(self) -> bool:
+        """Whether the axes are in the order of the view."""
+        return self.box.axes == tuple(range(self.rank))
+
     def divided(self, sizes: Sequence[int], without: int | None = None) -> list[Shape]:
         """For each undivided axis, the sizes into which it is divided.
 
@@ -230,7 +235,8 @@ def _placed(region: Box, whole: Viewed, join: Join, part: Viewed | None) -> Plac
     """The place of a part in the whole, with both regions in axes of the same sizes.
 
     Axes into which a view divided an axis count as one, unless the part fits its place only if they
-    count as they are.
+    count as they are. If an operation has a view and nothing else, they always count as they are,
+    and axes of size 1 count too: the view says the other shape, and the way back has only that.
 
     Raises:
         MisfitError: the part has another shape than its place.
@@ -238,16 +244,17 @@ def _placed(region: Box, whole: Viewed, join: Join, part: Viewed | None) -> Plac
     if part is None:
         return Placed(None, region)
     name, sizes = part.box.name, part.box.sizes
+    if join == Join() and part.is_in_order and whole.is_in_order:
+        if sizes != region.sizes:
+            raise _misplaced(name, sizes, region.name, region.sizes)
+        return Placed(part.box, region)
     wanted = whole.merged(region.sizes, join.stacked)
     own = part.merged(sizes)
     if _without_ones(own) != _without_ones(wanted):
         # The axes into which a view divides the one tensor may be axes of the other.
         if _without_ones(sizes) == _without_ones(_without(region.sizes, join.stacked)):
             return Placed(*_matched(part.box, region))
-        raise MisfitError(
-            f"`{name}` has the shape {list(own)}, but its place in `{region.name}` has "
-            f"{list(wanted)}"
-        )
+        raise _misplaced(name, own, region.name, wanted)
     ways = zip(
         filter(None, map(_without_ones, part.divided(sizes))),
         filter(None, map(_without_ones, whole.divided(region.sizes, join.stacked))),
@@ -261,6 +268,12 @@ def _placed(region: Box, whole: Viewed, join: Join, part: Viewed | None) -> Plac
                 f"`{region.name}` divides it into {list(theirs)}"
             )
     return Placed(*_matched(part.box, region))
+
+
+def _misplaced(part: str, own: Shape, whole: str, wanted: Shape) -> MisfitError:
+    return MisfitError(
+        f"`{part}` has the shape {list(own)}, but its place in `{whole}` has {list(wanted)}"
+    )
 
 
 def _without(sizes: Shape, axis: int | None) -> Shape:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from llava_remap.planning.back import _LostError, _taken_shapes
-from llava_remap.planning.place import MisfitError
-from llava_remap.rulefile import End, Join, Operation, Seen, Template
+from llava_remap.planning.place import MisfitError, PartOfWhole, place, viewed
+from llava_remap.rulefile import AS_STORED, End, Join, Operation, Seen, Template
 
 Places = dict[tuple[int, int], tuple[int, ...]]
 
@@ -125,3 +125,17 @@ def test_another_number_of_tensors_than_the_axis_has() -> None:
     operation = Operation((end("{m}.g"), end("{m}.u")), (end("{m}.gu"),), Join(stacked=0))
     with pytest.raises(MisfitError, match="holds 3 tensors, not 2"):
         shapes(operation, {(0, 0): (3, 6)})
+
+
+def test_a_view_alone_says_the_whole_shape() -> None:
+    """The way back has only the rule: `[*, 4]` of a tensor that stays (12, 4) would be (48,)."""
+    seen = Seen(view=("*", 4))
+    for shape in ((12, 4), (1, 12, 4), (12, 4, 1)):
+        with pytest.raises(MisfitError, match="its place in"):
+            place(
+                viewed("w", (12, 4), seen, {}),
+                Join(),
+                [[PartOfWhole(viewed("v", shape, AS_STORED, {}))]],
+            )
+    operation = Operation((end("{m}.w"),), (end("{m}.v"),), Join(), seen)
+    assert shapes(operation, {(0, 0): (3, 4, 4)}) == {(0, 0): (12, 4)}

@@ -242,3 +242,14 @@ def test_a_part_beside_a_dropped_one_has_two_sources(planned: Planned) -> None:
     sources = {"model.w": (4, 3), "model.a": (2, 3)}
     plan = planned(sources, {"language_model.a": (2, 3)}, rules=rules)
     assert codes(plan) == ["LR304"]
+
+
+def test_a_gap_in_a_list(planned: Planned) -> None:
+    rules = (
+        RULES + "tensors:\n"
+        "  - {id: rows, from: '{m...}.{e:each}.w', to: '{m}.w', how: {stack: 0}}\n"
+    )
+    sources = {"model.0.w": (3,), "model.2.w": (3,), "model.3.w": (3,)}
+    [problem] = planned(sources, {"language_model.w": (4, 3)}, rules=rules).problems
+    assert problem.code == "LR321"
+    assert "number 1 is missing in the list of `{m...}.{e:each}.w`" in problem.cause
