@@ -850,7 +850,7 @@ def test_a_projector_with_another_activation_is_refused(run: Run) -> None:
     )
     assert (
         ran.code,
-        "says hidden_act: 'silu', and llava-v1.5 writes a projector with 'gelu'" in told(ran),
+        "says hidden_act: 'silu', but llava-v1.5 writes a projector with 'gelu'" in told(ran),
     ) == (3, True)
     line = "target: {config: {projector_hidden_act: {const: silu}}}"
     assert line in told(ran)
@@ -1071,7 +1071,7 @@ def test_a_row_that_was_trained_never_becomes_image(
     more = {name: torch.cat([tensors[name], tensors[name][:3] + 1]) for name in EMBEDDINGS}
     path = folder("in", {**tensors, **more}, {**read_config(source), "vocab_size": 323}, source)
     ran = applied(run, rules, path, f"vision_tower={tower}")
-    assert (ran.code, "LR402" in ran.out, "would get them" in told(ran)) == (1, True, True)
+    assert (ran.code, "LR402" in ran.out, "would get these rows" in told(ran)) == (1, True, True)
     (path / "added_tokens.json").write_text(json.dumps({f"<t{n}>": 320 + n for n in range(3)}))
     assert applied(run, rules, path, f"vision_tower={tower}").code == 0
     assert read_config(Path("out"))["image_token_id"] == 323
