@@ -370,7 +370,7 @@ def test_closed_streams(closed: str, printed: bool) -> None:
     [
         ("rules list", ">/dev/full", 4, "No space left on device"),
         ("--help", ">/dev/full", 4, "No space left on device"),
-        ("inspect nowhere", ">/dev/full", 3, "no `nowhere`"),
+        ("inspect nowhere", ">/dev/full", 3, "`nowhere` doesn't exist"),
         ("rules list", ">/dev/full 2>/dev/full", 4, ""),
         ("inspect nowhere", "2>/dev/full", 3, ""),
         ("rules list", ">&-", 0, ""),

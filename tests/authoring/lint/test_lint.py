@@ -496,7 +496,8 @@ def test_findings_are_in_order_of_place(linted: Lint) -> None:
 def test_shipped_files_are_clean(path: Path) -> None:
     result = lint(load_rule_file(path))
     assert result.findings == ()
-    assert result.reversible
+    # Prismatic's tower can be given under transformers' names; the way back leads to timm's.
+    assert {rule for rule, _ in result.one_way} <= {"names/tower"}
     assert result.untried == ()
 
 
