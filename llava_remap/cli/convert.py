@@ -422,7 +422,7 @@ def _convert_all(
         print_json(summary_json(done, code), lines=True)
     else:
         print_summary(console(), done)
-    log.write(f"exit {code}: {sum(one.is_well for one in done)} of {len(done)} are well")
+    log.write(f"exit {code}: {sum(one.is_well for one in done)} of {len(done)} without a problem")
     if fault is not None:
         raise fault
     raise Ended(code)

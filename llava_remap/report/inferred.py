@@ -141,7 +141,7 @@ def ask_on_terminal(console: Console, question: Question) -> Group | None:
     )
     while True:
         try:
-            answer = console.input("Which? (a number; nothing leaves it open) ").strip()
+            answer = console.input("Which? (a number; Enter leaves it open) ").strip()
         except EOFError:
             return None
         if not answer:

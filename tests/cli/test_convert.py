@@ -293,7 +293,7 @@ def test_an_interruption_keeps_what_is_finished(
         Path("log")
         .read_text()
         .splitlines()[-1]
-        .endswith(f"{1 + (error is ValueError)} of 3 are well")
+        .endswith(f"{1 + (error is ValueError)} of 3 without a problem")
     )
 
 
