@@ -22,6 +22,8 @@ ADDRESSES = "ulimit -v"
 _BESIDE = 256 << 20
 #: Messages for a failed allocation, from the system and from the loader of shared libraries.
 _NO_MEMORY = (os.strerror(errno.ENOMEM), "failed to map segment from shared object")
+#: The loader's message for a library that can't be opened, since too many files are open.
+_NO_FILE = os.strerror(errno.EMFILE)
 #: Errors that only occur in writing.
 UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 #: Threads in addition to one for each core: threads of libraries, and our own readers and writers.
@@ -38,7 +40,9 @@ def limit_reached(error: BaseException) -> RemapError | None:
     """
     if isinstance(error, MemoryError) or any(sign in str(error) for sign in _NO_MEMORY):
         return no_more_memory()
-    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+    if (isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)) or (
+        isinstance(error, ImportError) and _NO_FILE in str(error)
+    ):
         return refuse(
             "LR511", "this process can open no more files.", "Raise the limit: `ulimit -n 1024`."
         )

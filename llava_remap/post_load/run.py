@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from llava_remap.core.dtypes import DTYPE_BITS, FLOATS, is_finite
+from llava_remap.core.limits import limit_reached
 from llava_remap.core.problem import RemapError, refuse
 from llava_remap.post_load.protocol import Before, Change, Effect, OldBytes, PostLoadRule, Reader
 
@@ -288,13 +289,15 @@ def _check_made(use: str, made: bytes, change: Change) -> None:
 @contextlib.contextmanager
 def _own_faults(use: str) -> Iterator[None]:
     """LR212 for errors inside a plug-in. Refusals, errors of the system and a lack of memory pass
-    unchanged.
+    unchanged; a limit that is reached is refused as that.
     """
     try:
         yield
     except (RemapError, OSError, MemoryError):
         raise
     except Exception as error:
+        if (reached := limit_reached(error)) is not None:
+            raise reached from error
         raise _fault(use, f"fails: {type(error).__name__}: {error}") from error
 
 

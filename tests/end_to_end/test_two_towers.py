@@ -135,7 +135,7 @@ def test_another_image_tower_by_hand_is_told(video_llava: Made, run: Run) -> Non
     """Its config alone is taken, which tells how the tower inside is computed."""
     path = video_llava(mm_image_tower="/data/ours")
     assert (
-        "names `/data/ours`, and"
+        "names `/data/ours`, but"
         in notes(run, "video-llava", path, "vision_tower=LanguageBind_Image")["LR316"]
     )
 

@@ -426,7 +426,7 @@ def test_what_was_rounded_does_not(run: Run, changed: Changed) -> None:
     ran = run("revert", "out", "--output", "back")
     assert ran.code == 1
     assert "LR607" in ran.err
-    assert "was F32; it is BF16 now" in ran.err
+    assert "was F32; now it is BF16" in ran.err
     assert not Path("back").exists()
 
 
