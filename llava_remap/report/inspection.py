@@ -39,8 +39,8 @@ def print_inspection(console: Console, inspection: Inspection) -> None:
         print_problems(console, inspection.problems)
     if commands and _is_many(inspection):
         short = inspection.short_command(inspection.fitting[0])
-        given = short or ["llava-remap", "apply", "RULES", *commands[0][3:]]
-        write(console, f"\nGive it beside the model: {' '.join(map(quote, given))}")
+        ways = filter(None, (short, ["llava-remap", "apply", "RULES", *commands[0][3:]]))
+        write(console, "\nGive it beside the model:", *(" ".join(map(quote, way)) for way in ways))
         return
     for fit, command in zip(inspection.fitting, commands, strict=False):
         both = filter(None, (inspection.short_command(fit), command))

@@ -507,11 +507,22 @@ def test_a_tower_of_another_kind_is_named_and_no_other_is_asked_for(run: Run) ->
 
 
 def test_a_tower_alone_is_a_part(run: Run) -> None:
-    for text in both(run, CLIP, "llava-v1.5"):
-        assert (
-            "Give it beside the model: llava-remap apply RULES --source model=DIR --source "
-            f"vision_tower={CLIP}" in text
-        )
+    way = f"llava-remap apply RULES --source model=DIR --source vision_tower={CLIP}"
+    assert f"\nGive it beside the model:\n{way}\n" in run("inspect", CLIP).out
+
+
+def test_an_adapter_of_a_converted_model_has_both_commands(run: Run, tmp_path: Path) -> None:
+    before, after = "base_model.model.model.", "base_model.model.language_model.model."
+    lora = TINY / "llava-v1.5-lora"
+    tensors = torch.load(lora / "adapter_model.bin")
+    renamed = {name.replace(before, after): value for name, value in tensors.items()}
+    save_file(renamed, tmp_path / "adapter_model.safetensors")
+    config = json.loads((lora / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = "llava-hf/llava-1.5-7b-hf"
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    given = f"--source model=llava-hf/llava-1.5-7b-hf --source adapter={tmp_path}"
+    ways = f"llava-remap convert {tmp_path}\nllava-remap apply RULES {given}\n"
+    assert f"\nGive it beside the model:\n{ways}" in run("inspect", tmp_path).out
 
 
 def test_a_language_model_alone_lacks_a_projector(run: Run) -> None:
