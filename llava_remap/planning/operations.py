@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from llava_remap.core.problem import Problem
@@ -99,31 +99,44 @@ def place_operations(
                 rows.append((entry.tensors[0].tensor.name, found))
             else:
                 provided[name] = (*provided.get(name, ()), entry)
-    problems = tuple(
-        Problem(
+    problems = (
+        *_problems(
             "LR321",
-            f"`{rule.label}` takes {counted(len(rows), 'tensor')} whose sizes don't add up: "
-            f"{rows[0][1]}.",
+            misfits,
+            "takes {} whose sizes don't add up",
             "Correct the rule's sizes, or its `when` if the rule isn't for this checkpoint.",
-            tuple(name for name, _ in rows),
-            tuple(rows),
-            place=rule.mark,
-        )
-        for rule, rows in misfits.values()
-    )
-    problems += tuple(
-        Problem(
+        ),
+        *_problems(
             "LR322",
-            f"`{rule.label}` joins tensors of different dtypes into "
-            f"{counted(len(rows), 'tensor')}: {rows[0][1]}.",
+            mixed,
+            "joins tensors of different dtypes into {}",
             "With --dtype, each of them is cast before they are joined, if all are floats.",
-            tuple(name for name, _ in rows),
-            tuple(rows),
-            place=rule.mark,
-        )
-        for rule, rows in mixed.values()
+        ),
     )
     return Operations(provided, tuple(dropped), frozenset(claimed), problems)
+
+
+def _problems(
+    code: str,
+    found: Mapping[str, tuple[CompiledOperation, Sequence[tuple[str, str]]]],
+    what: str,
+    fix: str,
+) -> Iterator[Problem]:
+    """A problem for each rule.
+
+    Args:
+        found: by rule, its tensors, each with the reason.
+        what: what is wrong; `{}` stands for the number of tensors.
+    """
+    for rule, rows in found.values():
+        yield Problem(
+            code,
+            f"`{rule.label}` {what.format(counted(len(rows), 'tensor'))}: {rows[0][1]}.",
+            fix,
+            tuple(name for name, _ in rows),
+            tuple(rows),
+            place=rule.mark,
+        )
 
 
 def place_one(

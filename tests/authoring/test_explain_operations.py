@@ -12,7 +12,7 @@ import pytest
 from llava_remap.authoring.explain import explain_names
 from llava_remap.planning import Box
 from llava_remap.rulefile import load_rule_file
-from tests.conftest import CLIP, Run
+from tests.conftest import CLIP, Ran, Run
 from tests.fused import RULES, weights
 from tests.planning.test_boxes import region
 
@@ -60,16 +60,13 @@ def test_boxes_of_a_name_as_json(fused_source: Path, fused_rules: Path, run: Run
     )
 
 
+def explained(run: Run, rules: Path, source: Path) -> Ran:
+    sources = ("--source", source, "--source", f"vision_tower={CLIP}")
+    return run("rules", "explain", rules, *sources)
+
+
 def test_layers_are_folded_on_a_terminal(fused_source: Path, fused_rules: Path, run: Run) -> None:
-    out = run(
-        "rules",
-        "explain",
-        fused_rules,
-        "--source",
-        fused_source,
-        "--source",
-        f"vision_tower={CLIP}",
-    ).out
+    out = explained(run, fused_rules, fused_source).out
     assert (
         "    [all, 1, all] of it seen as [112, 2, 64] → "
         "`language_model.model.layers.{0..1}.mlp.up_proj.weight`\n"
@@ -88,15 +85,7 @@ def test_without_a_checkpoint_there_are_no_sizes(fused_rules: Path, run: Run) ->
 
 def test_sizes_that_dont_add_up_are_told(fused_source: Path, fused_rules: Path, run: Run) -> None:
     fused_rules.write_text(RULES.replace("split: 1", "split: 0"))
-    ran = run(
-        "rules",
-        "explain",
-        fused_rules,
-        "--source",
-        fused_source,
-        "--source",
-        f"vision_tower={CLIP}",
-    )
+    ran = explained(run, fused_rules, fused_source)
     assert ran.code == 0
     assert "`tensors/qkv` takes 2 tensors whose sizes don't add up" in ran.out
 

@@ -24,14 +24,11 @@ from llava_remap.jobs.apply import apply
 from llava_remap.rulefile import load_rule_file
 from tests.authoring.test_key_mapping import LLAVA, at_original_size
 from tests.conftest import CLIP, Run, Tensors
+from tests.fused import HEAD
 
-RULES = """\
-schema: 1
-name: fused
-version: 1.0.0
-summary: LLaVA-1.5 with fused and turned matrices
-extends: [llava-v1.5]
-tensors:
+RULES = (
+    HEAD
+    + """\
   - id: qkv
     from: '{m...}.wqkv.weight'
     to: ['{m}.q_proj.weight', '{m}.k_proj.weight', '{m}.v_proj.weight']
@@ -50,6 +47,7 @@ tensors:
     how: {view: [heads, '*', 2], axes: [0, 2, 1]}
     let: {heads: target.text_config.num_attention_heads}
 """
+)
 
 
 @pytest.fixture(autouse=True)
